@@ -20,6 +20,7 @@ from remint.settings import judging, recipe, split
 from remint.settings.base import Settings
 from remint.settings.params import PipelineSettings
 from remint.settings.schedule import ScheduleSettings
+from remint.settings.shadow import ServingSettings
 
 HERE = Path(__file__).parent
 
@@ -37,6 +38,7 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
     ("pipelines.NAME.promotion.require.METRIC", judging.Bound),
     ("pipelines.NAME.promotion.improve", judging.Improve),
     ("pipelines.NAME.schedule", ScheduleSettings),
+    ("pipelines.NAME.serving", ServingSettings),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from pathlib import Path
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
@@ -12,32 +13,33 @@ from flows import approval
 from flows.server.progress import artifact_key
 from remint.promotion.decision import Decision
 from remint.promotion.page import brief
-from remint.promotion.retraining import Retraining
 from remint.records import LedgerRow
+from remint.runtime.home import Home
 from remint.stores.mlflow import ModelVersion
+from remint.stores.open import open_ledger
 
 
-def announce(job: Retraining, version: ModelVersion, decision: Decision, row: LedgerRow) -> None:
-    """Show a decision in Prefect. If it still awaits approval, send an event and start the form."""
-    show_decision(job, version, decision)
-    if decision.verdict != "awaiting_approval" or row != job.ledger.last(row.model):
+def announce(home: Home, version: ModelVersion, decision: Decision, row: LedgerRow, tell: Callable[[str], None]) -> None:
+    """Show a decision in Prefect. If it still awaits approval, send an event, start the form, and tell its name."""
+    show_decision(home, version, decision)
+    if decision.verdict != "awaiting_approval" or row != open_ledger(home).last(row.model):
         return
     tell_awaiting(decision)
     form = approval.ask(row)
     if form is not None:
-        job.tell("notice", text=f"{version.ref} can also be approved in Prefect: resume the run {form} of approve/{row.model}")
+        tell(f"{version.ref} can also be approved in Prefect: resume the run {form} of approve/{row.model}")
 
 
-def show_decision(job: Retraining, version: ModelVersion, decision: Decision) -> None:
+def show_decision(home: Home, version: ModelVersion, decision: Decision) -> None:
     """Create the artifacts of one decision."""
-    folder = job.home.report(version.name, version.version)
+    folder = home.report(version.name, version.version)
     create_markdown_artifact(
         markdown=brief.markdown(version, decision, folder),
-        key=artifact_key(job.pipeline, "decision"),
+        key=artifact_key(version.name, "decision"),
         description=f"{version.ref}: {decision.verdict}",
     )
     for path in sorted(folder.glob("*.png")):
-        show_picture(path, job.pipeline, f"{version.ref}: {path.stem}")
+        show_picture(path, version.name, f"{version.ref}: {path.stem}")
 
 
 def tell_awaiting(decision: Decision) -> None:

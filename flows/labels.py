@@ -15,8 +15,15 @@ def run_name() -> str:
     return f"{flow_run.parameters['pipeline']} {flow_run.scheduled_start_time.astimezone():%Y-%m-%d}"
 
 
+def state_name(verdict: str) -> str:
+    """Return the name of the state of a run that ends with a verdict: AwaitingApproval."""
+    return verdict.title().replace("_", "")
+
+
 def completed(outcome: Outcome) -> Outcome | State[Outcome]:
-    """Return the state Completed, named by the verdict: Promoted, Kept, Refused or AwaitingApproval. Its result is ``outcome``.
+    """Return the state Completed, named by the verdict: Promoted, Kept, Refused, AwaitingShadow or AwaitingApproval.
+
+    Its result is ``outcome``.
 
     A run with the same weights, evidence and rules as before decides nothing and ends as Unchanged. So an automation that
     waits for Promoted acts once per promotion.
@@ -26,6 +33,6 @@ def completed(outcome: Outcome) -> Outcome | State[Outcome]:
     if state is not None and state.is_cancelling():
         return outcome  # Prefect does not complete such a run, and its caller would get no result
     verdict = outcome.decision.verdict
-    name = "Unchanged" if outcome.unchanged else verdict.title().replace("_", "")
+    name = "Unchanged" if outcome.unchanged else state_name(verdict)
     champion = f"champion: {outcome.champion_ref}" if outcome.champion else "no champion"
     return Completed(name=name, message=f"{outcome.ref}: {verdict}; {champion}", data=outcome)

@@ -21,6 +21,7 @@ def retrain(
     The final state has the name of the verdict, and the outcome as its result.
     """
     with open_job(pipeline, overrides or [], reason, branch) as job:  # one commit, checked out for this job
+        steps.judge_shadow(job)  # an earlier version that answered copies of requests may be champion now
         steps.fetch(job)  # changed objects of an s3:// source
         if not steps.restore(job):  # if dvc's cache has all results, they are restored and nothing trains
             steps.version_data(job)

@@ -16,7 +16,7 @@ from flows import artifacts
 from flows.server import progress
 from remint.errors import Interrupted, UserError
 from remint.evaluation.evidence import Evidence
-from remint.promotion import settlement
+from remint.promotion import settlement, shadow
 from remint.promotion.judge import Judgement, judge_version
 from remint.promotion.outcome import Outcome
 from remint.promotion.register import register_version
@@ -46,6 +46,12 @@ def _can_retry(_task: Any, _run: Any, state: Any) -> bool:
     """Return False for wrong input, which stays wrong, and for Ctrl-C."""
     error = state.result(raise_on_failure=False)
     return not isinstance(error, UserError | Interrupted)
+
+
+@step("judge shadow")
+def judge_shadow(job: Retraining) -> None:
+    """Judge the versions that await shadow, if their answers are there or their deadline has passed."""
+    shadow.judge_waiting(job.home, job.pipeline, lambda text: job.tell("notice", text=text), artifacts.announce)
 
 
 @step("fetch data")

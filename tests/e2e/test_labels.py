@@ -66,6 +66,7 @@ def run_to_end(client: SyncPrefectClient, outcome: Outcome, *, cancelled: bool =
         (make_outcome("kept"), "Kept", "m/4: kept; champion: m/3"),
         (make_outcome("refused", champion=None), "Refused", "m/4: refused; no champion"),
         (make_outcome("awaiting_approval"), "AwaitingApproval", "m/4: awaiting_approval; champion: m/3"),
+        (make_outcome("awaiting_shadow"), "AwaitingShadow", "m/4: awaiting_shadow; champion: m/3"),
         (make_outcome("promoted", unchanged=True, champion=4), "Unchanged", "m/4: promoted; champion: m/4"),
         (make_outcome("rolled_back", unchanged=True), "Unchanged", "m/4: rolled_back; champion: m/3"),
     ],

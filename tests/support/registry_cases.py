@@ -30,13 +30,15 @@ SPEC = DataSpec(shape=(1, 4, 4), levels=5)
 TAGS = VersionTags(commit="c" * 40, dirty="false")
 
 
-def make_bundle(folder: Path, seed: int = 0, pipeline: str = "digits-flow", hidden: int = 8) -> TrainedModel:
+def make_bundle(
+    folder: Path, seed: int = 0, pipeline: str = "digits-flow", hidden: int = 8, spec: DataSpec = SPEC
+) -> TrainedModel:
     """Make a sealed bundle at ``folder``, as training does, of a flow with random weights from ``seed``."""
     settings = FlowSettings(couplings=2, hidden=hidden, bins=3)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = family("flow").build(settings, SPEC)
-    sha256 = bundles.save_model(folder, model, "flow", settings, SPEC)
+        model = family("flow").build(settings, spec)
+    sha256 = bundles.save_model(folder, model, "flow", settings, spec)
     recipe = {
         "dataset": "digits",
         "family": "flow",
@@ -46,7 +48,7 @@ def make_bundle(folder: Path, seed: int = 0, pipeline: str = "digits-flow", hidd
     trained = TrainedModel(
         pipeline=pipeline,
         dataset="d" * 64,
-        spec=SPEC,
+        spec=spec,
         recipe=recipe,
         weights_sha256=sha256,
         steps=10,

@@ -75,7 +75,7 @@ def gc(
     """List things in MLflow, DVC's cache and remote, REMINT_HOME and refs/remint that are not needed; with --apply remove them.
 
     Needed are champions, versions that a rollback can return to, versions with another alias, with the tag remint.keep or
-    awaiting approval, the things that running jobs use, and everything that is needed to rebuild these versions.
+    awaiting approval or shadow, the things that running jobs use, and everything that is needed to rebuild these versions.
 
     Example: remint gc --older-than 30 --apply
     """

@@ -93,7 +93,7 @@ def promote(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion by hand: one that awaits approval, or one that the gate did not promote.
+    """Make a version the champion by hand: one that awaits approval or shadow, or one that the gate did not promote.
 
     Example: remint promote digits-vae/3 --reason "looked at the samples" --against 2
     """

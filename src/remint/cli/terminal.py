@@ -142,7 +142,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     yield tell
 
 
-VERDICT_STYLE = {"promoted": "green", "kept": "yellow", "refused": "red", "awaiting_approval": "cyan"}
+VERDICT_STYLE = {"promoted": "green", "kept": "yellow", "refused": "red", "awaiting_approval": "cyan", "awaiting_shadow": "cyan"}
 
 
 def summary(outcomes: list[Outcome]) -> None:
@@ -176,11 +176,14 @@ def counted(number: int, noun: str) -> str:
 def reasons(outcome: Outcome) -> None:
     """Print why a version was not promoted: each rule with the numbers of both sides."""
     verdict = outcome.decision.verdict
-    said = "awaits approval" if verdict == "awaiting_approval" else f"was {verdict.replace('_', ' ')}"
+    said = verdict.replace("_", " ")
+    said = said.replace("awaiting", "awaits") if said.startswith("awaiting") else f"was {said}"
     out.print(f"\n{outcome.ref} {said}:")
     rules = outcome.decision.rules
     for rule in rules:
-        out.print(f"  {'[green]holds[/green]' if rule.passed else '[red]fails[/red]'}  {escape(rule.reason)}", soft_wrap=True)
+        waits = verdict == f"awaiting_{rule.rule}"
+        state = "[green]holds[/green]" if rule.passed else "[cyan]waits[/cyan]" if waits else "[red]fails[/red]"
+        out.print(f"  {state}  {escape(rule.reason)}", soft_wrap=True)
     for reason in outcome.decision.reasons:  # a reason of a person, or one outside the rules
         if reason not in {rule.reason for rule in rules}:
             out.print(f"         {escape(reason)}", soft_wrap=True)

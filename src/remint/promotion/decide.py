@@ -46,7 +46,7 @@ def promote(home: Home, ref: str, reason: str, against: Against = "judged", who:
         if changed:
             again = f"Run `remint run {version.name}` again, or skip this check with --against {_name(present)}"
             raise ApprovalExpired(f"the approval of {version.ref} expired: {changed}. Nothing was written. {again}")
-    _verify(home, version, load=version.tags.verified is None)  # an older remint did not load it at registration
+    verify(home, version, load=version.tags.verified is None)  # an older remint did not load it at registration
     try:
         row = book.append(
             version.name,
@@ -201,13 +201,13 @@ def _rollback_obstacle(home: Home, name: str, version: int, rows: list[LedgerRow
     if why is not None:
         return why
     try:
-        _verify(home, open_tracking(home).version(f"{name}/{version}"), load=True)
+        verify(home, open_tracking(home).version(f"{name}/{version}"), load=True)
     except (IntegrityError, NotFoundError) as error:
         return f"{name}/{version} does not load: {error}"
     return None
 
 
-def _verify(home: Home, version: ModelVersion, *, load: bool) -> None:
+def verify(home: Home, version: ModelVersion, *, load: bool) -> None:
     """Fetch the bytes from the store, not from local copies, and verify them. ``load``: also load them in a fresh process."""
     with tempfile.TemporaryDirectory(prefix=".promote-", dir=home.path) as folder:
         bundle = open_tracking(home).fetch(version, Path(folder) / "bundle")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from remint.records import MetricValue, Record
+from remint.settings.judging import PromotionSettings
+from remint.settings.shadow import ServingSettings
 
-Verdict = Literal["promoted", "kept", "refused", "awaiting_approval"]
+Verdict = Literal["promoted", "kept", "refused", "awaiting_approval", "awaiting_shadow"]
 
 
 class RuleResult(Record):
     """One rule of the gate, with every number that it used."""
 
-    rule: Literal["require", "improve", "never_worse", "leakage", "evidence", "clean", "person", "approval", "schema"]
+    rule: Literal["require", "improve", "never_worse", "leakage", "evidence", "clean", "person", "approval", "schema", "shadow"]
     passed: bool
     reason: str  # one sentence that a person can act on
     metric: str | None = None
@@ -20,6 +22,13 @@ class RuleResult(Record):
     champion: MetricValue | None = None
     difference: tuple[float, float, float] | None = None  # champion minus challenger, low, high: above 0 is better
     margin: float | None = None  # bound for the lower limit of the difference; None: not known, or no bound
+
+
+class ShadowTerms(Record):
+    """Settings by which a version that awaits shadow is judged again: those of the day of its first decision."""
+
+    serving: ServingSettings
+    promotion: PromotionSettings
 
 
 class Decision(Record):
@@ -32,3 +41,5 @@ class Decision(Record):
     rules: tuple[RuleResult, ...]
     reasons: tuple[str, ...]
     evidence: dict[str, str]  # digests of the reports and of the rules
+    terms: ShadowTerms | None = None  # if it awaits shadow
+    added_later: ClassVar[frozenset[str]] = frozenset({"terms"})

@@ -7,7 +7,7 @@ them gives the verdict:
     require       the whole 95% interval is within bounds      -                  any other outcome
     improve       shown better by more than the margin         anything between   shown worse than the champion
     never_worse   shown worse by no more than the tolerance    anything between   shown worse by more than it
-    verdict       promoted (or awaiting_approval)              kept               refused
+    verdict       promoted, or it awaits shadow or approval    kept               refused
 
 ``require`` checks the interval's far limit, not the value: a value at the bound is beyond it in half of all repetitions,
 and an interval that is wide because of few examples must not open the gate. A challenger that is shown to be worse on the
@@ -30,6 +30,9 @@ A version that a person rejected or rolled back is refused at any numbers, until
 A champion of another schema is compared on the held-out examples that it can describe, if they are at least half of all. If
 it can describe fewer, or none, the requirements alone do not promote: the version awaits a person's approval.
 
+With ``serving.shadow`` a version that would be promoted first answers copies of requests, and remint.promotion.shadow judges
+it again by these answers. Without a champion there are no requests to copy. A person with ``approval: manual`` is asked last.
+
 ``leakage``: held-out examples that are also in the training split do not measure generalisation. Above a share of them the
 challenger is refused; if the champion was trained on them, the two are not comparable.
 """
@@ -39,11 +42,25 @@ from __future__ import annotations
 from remint.evaluation.evidence import Evidence
 from remint.promotion import comparable
 from remint.promotion.comparable import Part
-from remint.promotion.decision import Decision, RuleResult, Verdict
+from remint.promotion.decision import Decision, RuleResult, ShadowTerms, Verdict
 from remint.promotion.leaked import leakage_reason
-from remint.promotion.rulings import Case, Ruling, State, evidence, improve, leakage, never_worse, require, schema, suggested
+from remint.promotion.rulings import (
+    Case,
+    Ruling,
+    State,
+    awaits_approval,
+    awaits_shadow,
+    evidence,
+    improve,
+    leakage,
+    never_worse,
+    require,
+    schema,
+    suggested,
+)
 from remint.records import Leakage, digest
 from remint.settings.judging import PromotionSettings
+from remint.settings.shadow import ServingSettings
 from remint.stores.ledger.spreads import SeedSpread
 
 _VERDICTS: dict[State, Verdict] = {"holds": "promoted", "open": "kept", "broken": "refused"}
@@ -66,6 +83,7 @@ def decide(
     champion_leakage: Leakage | None = None,  # into the champion's training split, if that is another one
     obstacle: str | None = None,  # why the champion, of another schema, can describe no example; None: it can
     part: Part | None = None,  # the examples that a champion of another schema can describe; None: all
+    serving: ServingSettings | None = None,  # None: no shadow
 ) -> Decision:
     """Return the decision on one challenger, with every rule and every number.
 
@@ -81,11 +99,14 @@ def decide(
     reasons = [ruling.result.reason for ruling in rulings if ruling.state == worst]
     if verdict == "kept" and any(ruling.result.rule == "schema" for ruling in rulings if ruling.state == "open"):
         verdict = "awaiting_approval"
+    elif verdict == "promoted" and champion_version is not None and serving is not None and serving.shadow is not None:
+        verdict = "awaiting_shadow"
+        rulings.append(awaits_shadow(serving))
+        reasons.append(rulings[-1].result.reason)
     elif verdict == "promoted" and rules.approval == "manual":
         verdict = "awaiting_approval"
-        wait = f"promotion.approval is manual: remint promote {model}/{challenger_version} --reason '..', or remint reject"
-        rulings.append(Ruling("open", RuleResult(rule="approval", passed=False, reason=wait)))
-        reasons.append(wait)
+        rulings.append(awaits_approval(model, challenger_version))
+        reasons.append(rulings[-1].result.reason)
     sources = {
         "challenger": comparable.digest_of(challenger),
         **({"champion": comparable.digest_of(champion)} if champion else {}),
@@ -100,6 +121,7 @@ def decide(
         rules=tuple(ruling.result for ruling in rulings),
         reasons=tuple(reasons),
         evidence={**sources, "rules": digest(rules.model_dump(mode="json"))},
+        terms=ShadowTerms(serving=serving, promotion=rules) if serving and verdict == "awaiting_shadow" else None,
     )
 
 
@@ -127,9 +149,9 @@ def _rulings(case: Case) -> list[Ruling]:
     if case.training_failure is not None:
         rulings.append(evidence("broken", f"{case.training_failure}; the gate does not promote a training that went wrong"))
     rulings.append(leakage(case, case.challenger.report.leakage))
-    rulings += [require(case, metric) for metric in sorted(rules.require)]
+    rulings += [require(case, metric) for metric in sorted(rules.required)]
     if case.is_first_version:
-        if not rules.require:
+        if not rules.required:
             missing = "no champion, and no requirements for a first version: write promotion.require in params.yaml"
             rulings.append(evidence("broken", missing + suggested(case, rules.metrics())))
         return rulings

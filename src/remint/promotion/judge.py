@@ -44,6 +44,7 @@ def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) ->
             champion_leakage=found.leakage if found.drift else None,
             obstacle=found.obstacle,
             part=found.part,
+            serving=job.settings.serving,
             training_failure=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
             spread=job.spread,
             recipe=digest(job.settings.recipe.without_seed()),

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from remint.errors import IntegrityError, RemintError
-from remint.records import digest
+from remint.errors import IntegrityError, NotFoundError, RemintError
+from remint.promotion.decision import Decision
+from remint.promotion.shadow_report import REPORT
+from remint.records import LedgerRow, digest
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import CollectedVersions
@@ -45,6 +48,19 @@ def differences(home: Home, model: str, rows: Sequence[Mapping[str, Any]]) -> li
     return [*lines, *away[:1]]
 
 
+def of_row(home: Home, row: LedgerRow) -> Decision | None:
+    """Return the decision whose digest a row holds, from this machine or from MLflow; None if neither has it (yet)."""
+    folder = home.report(row.model, row.version)
+    found = next((path for path in (folder / PENDING, folder / DECISION) if _digest(path) == row.decision), None)
+    if found is not None:
+        return Decision.read(found)
+    with scratch.folder() as temporary, suppress(IntegrityError, NotFoundError):
+        tracking = open_tracking(home)
+        path = tracking.attachment(tracking.version(f"{row.model}/{row.version}"), DECISION, temporary)
+        return Decision.read(path) if _digest(path) == row.decision else None
+    return None
+
+
 def _problems(home: Home, row: Mapping[str, Any], from_mlflow: str | RemintError | None) -> Iterator[str]:
     """Yield a line for each problem with the copies of one row's decision."""
     folder = home.report(row["model"], row["version"])
@@ -54,6 +70,9 @@ def _problems(home: Home, row: Mapping[str, Any], from_mlflow: str | RemintError
     for place, found in (("on this machine", here), ("in MLflow", from_mlflow)):
         if isinstance(found, str) and found != row["decision"]:
             yield f"{name} {place} was changed or replaced: it does not match the digest in row {row['sequence']}"
+    shadow = Decision.read(folder / DECISION).evidence.get("shadow") if here == row["decision"] else None
+    if shadow is not None and _digest(folder / REPORT) not in (None, shadow):
+        yield f"{name.replace(DECISION, REPORT)} on this machine was changed: its decision has another digest"
     if here is None and from_mlflow is None:
         yield f"{name}, recorded in row {row['sequence']}, is missing on this machine and in MLflow"
 

@@ -13,8 +13,9 @@ from remint.promotion.decision import RuleResult
 from remint.promotion.leaked import leakage_reason
 from remint.promotion.paired import Difference, difference, seed_margin
 from remint.promotion.suggestion import suggest
-from remint.records import Leakage
-from remint.settings.judging import MIN_SEEDS, Improve, PromotionSettings
+from remint.records import Leakage, MetricValue
+from remint.settings.judging import MIN_SEEDS, Bound, Improve, PromotionSettings
+from remint.settings.shadow import ServingSettings
 from remint.stores.ledger.spreads import SeedSpread
 
 GUARD_CONFIDENCE = 0.95
@@ -77,6 +78,16 @@ def evidence(state: State, reason: str) -> Ruling:
     return Ruling(state, RuleResult(rule="evidence", passed=False, reason=reason))
 
 
+def awaits_approval(model: str, version: int) -> Ruling:
+    wait = f"promotion.approval is manual: remint promote {model}/{version} --reason '..', or remint reject"
+    return Ruling("open", RuleResult(rule="approval", passed=False, reason=wait))
+
+
+def awaits_shadow(serving: ServingSettings) -> Ruling:
+    wait = f"it first answers {serving.answers:,} copies of requests to `remint serve`, within {serving.deadline}"
+    return Ruling("open", RuleResult(rule="shadow", passed=False, reason=wait))
+
+
 def schema(case: Case) -> Ruling:
     """Return whether a champion of another schema can describe enough of today's examples for a comparison."""
     if case.part is not None and case.part.described >= comparable.MIN_PART * case.part.of:
@@ -96,19 +107,24 @@ def suggested(case: Case, metrics: Collection[str]) -> str:
 
 
 def require(case: Case, metric: str) -> Ruling:
-    bound = case.rules.require[metric]
+    value, problem = comparable.measured(case.challenger, metric, "the challenger")
+    ruling = required(metric, case.rules.require[metric], value, problem)
+    if not case.is_first_version or ruling.state == "holds":
+        return ruling
+    reason = f"no champion, and {ruling.result.reason}{suggested(case, [metric])}"
+    return Ruling("broken", ruling.result.model_copy(update={"reason": reason}))
+
+
+def required(metric: str, bound: Bound, value: MetricValue | None, missing: str) -> Ruling:
+    """Return whether the whole interval of a value is within a bound. ``missing``: why there is no value."""
     limits = [f"at least {bound.min:g}"] if bound.min is not None else []
     limits += [f"at most {bound.max:g}"] if bound.max is not None else []
-    words = " and ".join(limits)
-    value, problem = comparable.measured(case.challenger, metric, "the challenger")
     met = value is not None and (bound.min is None or value.low >= bound.min) and (bound.max is None or value.high <= bound.max)
     if value is None:
-        seen = problem
+        seen = missing
     else:
-        seen = f"{value.text()} {'is' if met else 'is not'} {words} with its whole interval"
+        seen = f"{value.text()} {'is' if met else 'is not'} {' and '.join(limits)} with its whole interval"
     reason = f"requirement {metric} {'met' if met else 'not met'}: {seen}"
-    if case.is_first_version and not met:
-        reason = f"no champion, and {reason}{suggested(case, [metric])}"
     result = RuleResult(rule="require", passed=met, reason=reason, metric=metric, challenger=value)
     return Ruling("holds" if met else "broken", result)
 

@@ -21,11 +21,12 @@ from remint.promotion.page import write
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.promotion.retraining import Retraining, timed
 from remint.records import LedgerRow, digest
+from remint.runtime.home import Home
 from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import ModelVersion, VersionTags
 
-# Shows a decision with its row to people, and requests approval if it awaits one.
-Announce = Callable[[Retraining, ModelVersion, Decision, LedgerRow], None]
+# Shows a decision with its row to people, and requests approval if it awaits one. The last argument gets a line about that.
+Announce = Callable[[Home, ModelVersion, Decision, LedgerRow, Callable[[str], None]], None]
 
 
 def settle(job: Retraining, version: ModelVersion, evidence: Evidence, judgement: Judgement, announce: Announce) -> Outcome:
@@ -62,7 +63,7 @@ def _update(job: Retraining, version: ModelVersion, judgement: Judgement, row: L
     job.tracking.attach(version, {DECISION: pending, **{path.name: path for path in kept}})
     job.tracking.set_tags(version, VersionTags(decision_sha256=decision.digest))
     job.tell("decided", verdict=decision.verdict, version=version.ref)
-    announce(job, version, decision, row)
+    announce(job.home, version, decision, row, lambda text: job.tell("notice", text=text))
     pending.rename(folder / DECISION)
 
 
@@ -86,6 +87,8 @@ def evidence_key(job: Retraining, evidence: Evidence) -> str:
     """Return the digest of the basis of a decision, without the champion: same weights, report, rules and spread -> same key."""
     rules, spread = job.settings.promotion.model_dump(mode="json"), job.spread
     rests_on = {"key": job.model.key, "report": evidence.report.digest, "rules": rules, "dirty": job.commit.dirty}
+    serving = job.settings.serving
+    rests_on |= {"serving": serving.model_dump(mode="json")} if serving.shadow is not None else {}
     return digest(rests_on | ({"spread": spread.digest} if spread else {}))
 
 

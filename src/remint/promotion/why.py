@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from remint.errors import NotFoundError, VersioningError
 from remint.promotion.decision import RuleResult
+from remint.promotion.page import since
 from remint.promotion.projection import current_version
 from remint.promotion.queries import VersionEntry, kept_decision, kept_drift
 from remint.records import LedgerRow, MetricValue, Record
@@ -60,6 +61,8 @@ def why(home: Home, ref: str) -> Why:
         with suppress(NotFoundError):  # it was deleted: its lineage is lost
             former = store.version(f"{version.name}/{before}")
     page = home.report(version.name, version.version) / "report.html"
+    served = open_serving_events(home).about(version.name, version.version)
+    since.refresh(page, rows, served)
     drift, judged = kept_drift(home, version), kept_decision(home, version)
     return Why(
         **VersionEntry.fields_of(version),
@@ -72,7 +75,7 @@ def why(home: Home, ref: str) -> Why:
         compared=tuple(rule for rule in judged.rules if rule.metric) if judged else (),
         approver=_approver(rows, version.version),
         decisions=tuple(rows),
-        served=tuple(event for event in open_serving_events(home).of(version.name) if event.version == version.version),
+        served=tuple(served),
     )
 
 

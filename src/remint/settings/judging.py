@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from remint.errors import SettingsError
 from remint.settings import plugins
-from remint.settings.base import Count, Fraction, Positive, Settings
+from remint.settings.base import Count, Fraction, Positive, Settings, did_you_mean
 from remint.settings.catalogue import ANOMALY_METRICS
 
 # Files for features other than the dataset's own, as the error names them if params.yaml gives none.
@@ -22,6 +22,10 @@ FEATURE_FILES = {
 MIN_SEEDS = 3  # that an automatic margin needs
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of that file
 PUBLISHED_ONLY = ("fid", "fid_infinity")  # numbers that are compared with published ones
+
+# Metrics of a version that awaits shadow, on copies of requests (promotion/shadow_report.py).
+SHADOW = "shadow_"
+SHADOW_METRICS = ("shadow_error_rate", "shadow_latency", "shadow_score_distance")
 
 
 class FeatureFile(Settings):
@@ -142,5 +146,28 @@ class PromotionSettings(Settings):
     leakage: Fraction = 0.01  # largest share of held-out examples that may occur, exactly or nearly, in the training split
     approval: Literal["auto", "manual"] = "auto"
 
+    @model_validator(mode="after")
+    def _check_shadow(self) -> PromotionSettings:
+        for metric in self.shadow:
+            if metric not in SHADOW_METRICS:
+                raise ValueError("require: " + did_you_mean(f"metric '{metric}'", metric, list(SHADOW_METRICS)))
+        compared = {"never_worse": [*self.never_worse], "improve": self.improve.metrics if self.improve else []}
+        for rule, metrics in compared.items():
+            for metric in metrics:
+                if metric.startswith(SHADOW):
+                    raise ValueError(f"{rule}: {metric} is measured on requests, which anybody can send: it can only be required")
+        return self
+
+    @property
+    def shadow(self) -> dict[str, Bound]:
+        """Requirements on the answers to copies of requests."""
+        return {metric: bound for metric, bound in self.require.items() if metric.startswith(SHADOW)}
+
+    @property
+    def required(self) -> dict[str, Bound]:
+        """Requirements on held-out examples."""
+        return {metric: bound for metric, bound in self.require.items() if not metric.startswith(SHADOW)}
+
     def metrics(self) -> set[str]:
-        return {*self.require, *self.never_worse, *(self.improve.metrics if self.improve else [])}
+        """Return the metrics on held-out examples that a rule names."""
+        return {*self.required, *self.never_worse, *(self.improve.metrics if self.improve else [])}

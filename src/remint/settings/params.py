@@ -3,7 +3,8 @@
 params.yaml
   datasets:  NAME: recipe.DatasetSettings
   pipelines: NAME: PipelineSettings    dataset, family, model, training   decide the weights (recipe.py)
-                                       evaluation, promotion, schedule    do not (judging.py)
+                                       evaluation, promotion, schedule    do not (judging.py, schedule.py)
+                                       serving                            does not (shadow.py)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from remint.settings.base import Settings, did_you_mean
 from remint.settings.judging import EvaluationSettings, PromotionSettings
 from remint.settings.recipe import MODEL_SETTINGS, DatasetSettings, ModelSettings, Recipe, TrainingSettings
 from remint.settings.schedule import ScheduleSettings
+from remint.settings.shadow import ServingSettings
 
 PARAMS = "params.yaml"
 MOST_MISTAKES = 20  # reported at a time
@@ -45,6 +47,7 @@ class PipelineSettings(Settings):
     evaluation: EvaluationSettings
     promotion: PromotionSettings
     schedule: ScheduleSettings | None = None
+    serving: ServingSettings = ServingSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +84,7 @@ class PipelineSettings(Settings):
             raise ValueError(
                 f"promotion: metric '{metric}' is not measured: add it to evaluation.metrics ({', '.join(self.metrics())})"
             )
+        self.serving.check(self.promotion)
         return self
 
     def metrics(self) -> list[str]:

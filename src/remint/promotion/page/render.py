@@ -5,37 +5,31 @@ Pure: equal stories give equal pages. All text from outside (names of columns an
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from remint.promotion.page import lineage, pictures, sections
+from remint.promotion.page.environment import environment
 from remint.promotion.page.story import Story
 
 
 def render(story: Story) -> str:
     """Return the page of one decision."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = {name: pictures.png(data) for name, data in story.pictures.items()}
-    page = environment.get_template("page.html").render(
-        story=story,
-        version=story.challenger.version,
-        champion=story.champion,
-        verdict=sections.verdict(story),
-        metrics=sections.metrics(story),
-        samples=sections.samples(story),
-        nearest=sections.nearest(story),
-        failures=sections.failures(story),
-        by_class=sections.by_class(story),
-        representation=sections.representation(story),
-        data=sections.data(story),
-        lineage=lineage.view(story),
-        pictures=shown,
+    page = (
+        environment()
+        .get_template("page.html")
+        .render(
+            story=story,
+            version=story.challenger.version,
+            champion=story.champion,
+            verdict=sections.verdict(story),
+            metrics=sections.metrics(story),
+            samples=sections.samples(story),
+            nearest=sections.nearest(story),
+            failures=sections.failures(story),
+            by_class=sections.by_class(story),
+            representation=sections.representation(story),
+            data=sections.data(story),
+            lineage=lineage.view(story),
+            pictures=shown,
+        )
     )
     return page.lstrip()

@@ -14,6 +14,7 @@ VERDICTS = {
     "kept": ("Kept", "{new} is not shown to be better: {old} stays in production."),
     "refused": ("Refused", "{new} does not go into production."),
     "awaiting_approval": ("Awaiting approval", "{new} breaks no rule; a person must approve it."),
+    "awaiting_shadow": ("Awaiting shadow", "{new} would go into production; it first answers copies of requests to {old}."),
 }
 
 # In the order of the page: problems of the evidence first, then requirements on the model.
@@ -22,6 +23,7 @@ RULES = {
     "clean": "committed code",
     "person": "a person's veto",
     "approval": "approval",
+    "shadow": "shadow",
     "schema": "the champion's schema",
     "improve": "must be better",
     "require": "required",
@@ -45,6 +47,9 @@ METRICS = {
     "coverage": "share of real examples with a sample nearby",
     "novelty": "distance of samples to their nearest training example",
     "class_agreement": "share of samples that a classifier assigns to the requested class",
+    "shadow_error_rate": "share of copies of requests that it failed to answer",
+    "shadow_latency": "its seconds for a copy of a request over the champion's",
+    "shadow_score_distance": "Kolmogorov-Smirnov distance between log p under it and under the champion",
     "factorised": "a model with independent dimensions",
 }
 
