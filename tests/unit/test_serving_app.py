@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from remint.errors import LedgerError, NotFoundError, SettingsError
 from remint.maintenance.audit.ledger import serving
+from remint.promotion.shadow import settings_of
 from remint.promotion.why import sections, why
 from remint.records import Column, DataSpec
 from remint.runtime.home import Home
@@ -61,7 +63,7 @@ class Running:
 
     def __init__(self, home: Home, limits: Limits = LIMITS, token: str | None = None, refs: tuple[str, ...] = (MODEL,)) -> None:
         self.said: list[str] = []
-        self.app = run.build(home, refs, limits, 3600.0, "cpu", token, self.said.append)
+        self.app = run.build(home, refs, limits, 3600.0, "cpu", token, self.said.append, partial(settings_of, home))
         api = next(route for route in self.app.app.routes if route.path == "/readyz").endpoint.__self__
         self.follower, self.slot = api.follower, api.slots[MODEL]
         self.http = TestClient(self.app, raise_server_exceptions=False)
@@ -394,7 +396,7 @@ def broken(how: str, message: str) -> Callable[[Home, pytest.MonkeyPatch], str]:
         def of_version(home: Home, version: ModelVersion, device: str) -> ServedModel:
             served = whole(home, version, device)
             encode = served.model.encode  # type: ignore[operator]
-            served.model.encode = lambda x_BX, y_B=None: _broken(how, encode(x_BX, y_B))  # type: ignore[assignment]
+            served.model.encode = lambda x_BX, y_B=None: broken_latents(how, encode(x_BX, y_B))  # type: ignore[assignment]
             return served
 
         monkeypatch.setattr(follow.load, "of_version", of_version)
@@ -403,7 +405,7 @@ def broken(how: str, message: str) -> Callable[[Home, pytest.MonkeyPatch], str]:
     return act
 
 
-def _broken(how: str, z_BZ: Tensor) -> Tensor:
+def broken_latents(how: str, z_BZ: Tensor) -> Tensor:
     if how == "raises":
         raise RuntimeError("an index is out of range")
     if how == "slow":

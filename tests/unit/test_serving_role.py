@@ -16,10 +16,12 @@ from remint.runtime.home import Home
 from remint.serving.app.follow import Follower
 from remint.serving.app.slot import Slot
 from remint.stores.ledger.serving_events import ServingEvents
+from remint.stores.ledger.shadow_counts import ShadowCountsTable
 from remint.stores.open import open_ledger
 from tests.support import promotion_cases as cases
 from tests.support.postgres import Postgres
 from tests.support.promotion_cases import MODEL
+from tests.support.shadow_cases import counts
 from tests.support.team import SOURCE
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -32,6 +34,8 @@ FORBIDDEN = (
     "DELETE FROM serving_events",
     "TRUNCATE serving_events",
     "DROP TABLE serving_events",
+    "UPDATE shadow_counts SET counts = ''",
+    "DELETE FROM shadow_counts",
     "UPDATE ledger_schema SET version = 9",
     "SELECT * FROM leases",
     "CREATE TABLE more (a int)",
@@ -76,6 +80,9 @@ def test_the_role_of_the_page_follows_and_records_and_changes_nothing(
     events = ServingEvents(role, make=False)
     assert [(event.event, event.version) for event in events.of(MODEL)] == [("loaded", 1), ("switched", 2)]
 
+    counted = ShadowCountsTable(role, make=False)
+    counted.append("r", "server", 0, counts(5))
+    assert counted.of("r") == [counts(5)]
     with pytest.raises(LedgerError, match="permission denied"):
         open_ledger(home).append(MODEL, "promoted", 3, champion_after=3, who="server", why="", evidence="", expected_champion=2)
     before = open_ledger(home).raw(MODEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -33,9 +34,11 @@ def serve(
     Example: remint serve digits-vae digits-flow --port 8000
     """
     home, _ = here()
+    from remint.promotion.shadow import settings_of
     from remint.serving.app.limits import Limits
     from remint.serving.app.run import serve as serve_models
 
     limits = Limits(body << 20, examples, waiting, seconds)
     terminal.say(f"http://{host}:{port}/docs lists what it answers")
-    serve_models(home, names, host, port, limits, every, device, os.environ.get("REMINT_SERVE_TOKEN"), terminal.say)
+    token = os.environ.get("REMINT_SERVE_TOKEN")
+    serve_models(home, names, host, port, limits, every, device, token, terminal.say, partial(settings_of, home))

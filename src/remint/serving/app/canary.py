@@ -47,7 +47,7 @@ def run(served: ServedModel, present: ServedModel | None, held_out_NX: Array | N
     checked = []
     for request in requests(served, held_out_NX):
         try:
-            values = _answered(served, request)
+            values = answered(served, request)
         except RemintError as error:
             raise IntegrityError(f"the canary's {request.method} failed: {error}") from error
         except Exception as error:
@@ -111,7 +111,7 @@ def _seconds(served: ServedModel, request: Request) -> float:
     return time.monotonic() - began
 
 
-def _answered(served: ServedModel, request: Request) -> Array:
+def answered(served: ServedModel, request: Request) -> Array:
     """Return the numbers of an answer."""
     values = answer(served, [request])[0].values
     if hasattr(values, "select_dtypes"):

@@ -2,6 +2,7 @@
 
     poll -> the ledger's champion (or NAME@challenger, NAME/7) -> fetch and verify its bytes -> load -> recorded samples
          -> canary -> switch
+         -> the version that awaits shadow -> the same checks -> it answers copies of requests (shadow.py)
 
 The ledger is only read; an alias in MLflow is not followed. What fails keeps the present version, is recorded once as a serving
 event, and is tried again when the ledger names another version. While a store is away the server goes on with what it has, and
@@ -20,19 +21,28 @@ from typing import NamedTuple
 import numpy as np
 
 from remint.errors import IntegrityError, NotFoundError, RemintError, RunError
+from remint.records import LedgerRow
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.serving import load
 from remint.serving.app import canary
+from remint.serving.app.shadow import Shadow
 from remint.serving.app.slot import Slot, Version
 from remint.serving.model import Array, ServedModel
+from remint.settings.shadow import ServingSettings
 from remint.stores.ledger.chain import describe
 from remint.stores.ledger.serving_events import Event
 from remint.stores.mlflow import ModelVersion
-from remint.stores.open import open_ledger, open_serving_events, open_tracking, resolve
+from remint.stores.open import open_ledger, open_serving_events, open_shadow_counts, open_tracking, resolve
+
+ShadowSettings = Callable[[LedgerRow], ServingSettings | None]  # of a version that awaits shadow; None: not known yet
 
 STOP_SECONDS = 5.0
 FAILURES = "report/failures.npz"  # held-out examples of a version's report
+
+
+def no_shadow(_: LedgerRow) -> None:
+    """Let no version answer copies of requests."""
 
 
 class Unrecorded(NamedTuple):
@@ -48,8 +58,18 @@ class Unrecorded(NamedTuple):
 class Follower:
     """Follows the ledger for some names until it is stopped. ``tell`` gets one line for each event."""
 
-    def __init__(self, home: Home, slots: dict[str, Slot], every: float, device: str, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        slots: dict[str, Slot],
+        every: float,
+        device: str,
+        tell: Callable[[str], None],
+        shadow_settings: ShadowSettings = no_shadow,
+    ) -> None:
         self.home, self.slots, self.every, self.device, self.tell = home, slots, every, device, tell
+        self.shadow_settings = shadow_settings
+        self.shadows_refused: set[str] = set()  # hashes of rows whose version failed its checks
         self.refused: dict[str, int] = {}  # by name: the version that was tried and is not served
         self.problems: dict[str, str] = {}  # by name: why the ledger or a store could not be read at the last poll
         self.switches = 0
@@ -72,15 +92,18 @@ class Follower:
         while not self._stop.wait(self.every):
             for name in self.slots:
                 self.look(name)
+        for slot in self.slots.values():
+            self._end_shadow(slot)
 
     def look(self, name: str, *, first: bool = False) -> None:
         """Switch a name to the version that the ledger names, if that is another one and passes its checks."""
         try:
             self._write_events()
             self._look(name)
+            self._look_at_shadow(self.slots[name])
             self.problems.pop(name, None)
         except RemintError as error:  # a store is away: the next poll tries again
-            if first and isinstance(error, NotFoundError):
+            if first and isinstance(error, NotFoundError) and self.slots[name].version is None:
                 raise
             self._problem(name, error)
         except Exception as error:  # noqa: BLE001  no fault may end the thread: it would follow no longer, in silence
@@ -104,6 +127,43 @@ class Follower:
         slot.version = Version(served, version.version, datetime.now(UTC).isoformat(timespec="seconds"), self._decision(version))
         self.switches += present is not None
         self._record(version, "switched" if present else "loaded", checked)
+
+    def _look_at_shadow(self, slot: Slot) -> None:
+        """Write what a shadow counted; begin one if a version awaits it, and end it if that is decided."""
+        if slot.shadow is not None:
+            slot.shadow.flush(open_shadow_counts(self.home, make=False).append)
+        if slot.version is None or not slot.follows_champion:
+            return
+        row = open_ledger(self.home, make=False).awaiting_shadow(slot.name)
+        if row is None or row.champion_before != slot.version.number:
+            self._end_shadow(slot)
+            return
+        if (slot.shadow is not None and slot.shadow.request == row.hash) or row.hash in self.shadows_refused:
+            return
+        self._end_shadow(slot)
+        settings = self.shadow_settings(row)
+        if settings is None:
+            return  # its decision is not kept yet
+        version = open_tracking(self.home).version(f"{row.model}/{row.version}")
+        try:
+            served, checked = self._checked(version, slot.version.served)
+        except (IntegrityError, MemoryError) as error:
+            self.shadows_refused.add(row.hash)
+            self._record(version, "refused", f"as a shadow: {error}")
+            return
+        about = Version(served, version.version, datetime.now(UTC).isoformat(timespec="seconds"), describe(row))
+        slot.shadow = Shadow(about, row.hash, slot.version.number, settings, lambda: slot.idle)
+        self._record(version, "shadowed", checked)
+
+    def _end_shadow(self, slot: Slot) -> None:
+        if slot.shadow is None:
+            return
+        shadow, slot.shadow = slot.shadow, None
+        shadow.close()
+        try:
+            shadow.flush(open_shadow_counts(self.home, make=False).append)
+        except RemintError as error:
+            self.tell(f"{slot.name}: the last answers of its shadow were not recorded: {error}")
 
     def _checked(self, version: ModelVersion, present: ServedModel | None) -> tuple[ServedModel, str]:
         """Fetch, verify, load and try a version. Raises IntegrityError if it must not be served."""

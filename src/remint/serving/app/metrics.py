@@ -56,6 +56,13 @@ class Metrics(Collector):
             "remint_refused_version": GaugeMetricFamily(
                 "remint_refused_version", "Version that failed its checks.", labels=["model"]
             ),
+            "remint_shadow_version": GaugeMetricFamily(
+                "remint_shadow_version", "Version that answers copies of requests.", labels=["model"]
+            ),
+            "remint_shadow_copies": GaugeMetricFamily("remint_shadow_copies", "Copies that it was asked.", labels=["model"]),
+            "remint_shadow_dropped": GaugeMetricFamily(
+                "remint_shadow_dropped", "Copies that found its queue full.", labels=["model"]
+            ),
             "remint_following": GaugeMetricFamily(
                 "remint_following", "1: the last poll read the ledger and stores.", labels=["model"]
             ),
@@ -65,6 +72,10 @@ class Metrics(Collector):
             families["remint_waiting"].add_metric([name], slot.waiting)
             families["remint_busy_seconds"].add_metric([name], slot.seconds_busy)
             families["remint_refused_version"].add_metric([name], self.follower.refused.get(name, 0))
+            shadow = slot.shadow
+            families["remint_shadow_version"].add_metric([name], shadow.version.number if shadow else 0)
+            families["remint_shadow_copies"].add_metric([name], shadow.copies if shadow else 0)
+            families["remint_shadow_dropped"].add_metric([name], shadow.dropped if shadow else 0)
             families["remint_following"].add_metric([name], float(name not in self.follower.problems))
         yield from families.values()
 

@@ -10,18 +10,25 @@ from remint.errors import SettingsError
 from remint.runtime.addresses import LOOPBACK
 from remint.runtime.home import Home
 from remint.serving.app.api import create_app
-from remint.serving.app.follow import Follower
+from remint.serving.app.follow import Follower, ShadowSettings, no_shadow
 from remint.serving.app.limits import TOGETHER, Limits, Room
 from remint.serving.app.slot import DRAIN_SECONDS, Slot
 
 
 def build(
-    home: Home, refs: Sequence[str], limits: Limits, every: float, device: str, token: str | None, tell: Callable[[str], None]
+    home: Home,
+    refs: Sequence[str],
+    limits: Limits,
+    every: float,
+    device: str,
+    token: str | None,
+    tell: Callable[[str], None],
+    shadow_settings: ShadowSettings = no_shadow,
 ) -> Any:
     """Return the application, with a version loaded for each name.
 
-    ``every``: seconds between two looks at the ledger. Raises SettingsError if a name is given twice or no client can send the
-    token, NotFoundError if a name has no such version.
+    ``every``: seconds between two looks at the ledger. ``shadow_settings``: of a version that awaits shadow, by its row. Raises
+    SettingsError if a name is given twice or no client can send the token, NotFoundError if a name has no such version.
     """
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise SettingsError("REMINT_SERVE_TOKEN is empty, or has spaces or no ASCII, which no client can send: set another")
@@ -32,7 +39,7 @@ def build(
         if slot.name in slots:
             raise SettingsError(f"{ref}: {slot.name} is served already: one version of a name for each server")
         slots[slot.name] = slot
-    follower = Follower(home, slots, every, device, tell)
+    follower = Follower(home, slots, every, device, tell, shadow_settings)
     follower.start()
     return create_app(slots, follower, limits, token)
 
@@ -47,11 +54,12 @@ def serve(
     device: str,
     token: str | None,
     tell: Callable[[str], None],
+    shadow_settings: ShadowSettings = no_shadow,
 ) -> None:
     """Serve until SIGINT or SIGTERM; requests in flight are answered. ``port`` 0 takes a free one."""
     import uvicorn
 
     if host not in LOOPBACK and token is None:
         tell(f"anybody who reaches {host} can ask this server: set REMINT_SERVE_TOKEN, or put a proxy with a login before it")
-    app = build(home, refs, limits, every, device, token, tell)
+    app = build(home, refs, limits, every, device, token, tell, shadow_settings)
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from remint.errors import RunError
 from remint.serving.app.answers import Answer, Request, answer
 from remint.serving.app.limits import QueueFull, Room
+from remint.serving.app.shadow import Copy, Shadow
 from remint.serving.model import ServedModel
 
 DRAIN_SECONDS = 30  # for requests in flight, after a signal
@@ -40,6 +41,7 @@ class Version:
 class Waiting:
     request: Request
     prepared_for: Version
+    prepare: Callable[[Version], Request]
     result: Future[tuple[Version, Answer]] = field(default_factory=Future)
 
 
@@ -50,8 +52,11 @@ class Slot:
         """Begin without a version. ``ref``: NAME, NAME@challenger or NAME/7. ``room``: shared with other names."""
         self.ref, self.most_waiting, self.room = ref, most_waiting, room or Room(sys.maxsize)
         self.name = re.split("[@/]", ref)[0]
+        self.follows_champion = ref in (self.name, f"{self.name}@champion")
         self.version: Version | None = None
+        self.shadow: Shadow | None = None
         self.seconds_busy = 0.0
+        self._busy = False
         self._waiting: list[Waiting] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -62,12 +67,17 @@ class Slot:
     def waiting(self) -> int:
         return sum(not each.result.cancelled() for each in self._waiting)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is answered and nothing waits."""
+        return not self._busy and not self._waiting
+
     def ask(self, prepare: Callable[[Version], Request]) -> Future[tuple[Version, Answer]]:
         """Queue a request, prepared for the present version. Raises QueueFull, and the errors of ``prepare``."""
         version = self.version
         if version is None:
             raise RunError(f"{self.name} is not loaded yet")
-        waiting = Waiting(prepare(version), version)
+        waiting = Waiting(prepare(version), version, prepare)
         count = len(waiting.request)
         with self._changed:
             if self._closed:
@@ -97,9 +107,15 @@ class Slot:
                 first = self._waiting[0]
                 batch = [each for each in self._waiting if _alike(each, first)]
                 self._waiting = [each for each in self._waiting if not _alike(each, first)]
+                self._busy = True
             began = time.monotonic()
             _answer([each for each in batch if each.result.set_running_or_notify_cancel()])
             self.seconds_busy += time.monotonic() - began
+            if (shadow := self.shadow) is not None:  # after the answers are out
+                for each in batch:
+                    if not each.result.cancelled() and each.result.exception() is None:
+                        shadow.offer(Copy(each.prepared_for, each.request, each.prepare))
+            self._busy = False
             del first, batch  # they hold their version and examples, and the next request may come in a year
 
 
