@@ -1,6 +1,7 @@
 """Deployments in Prefect, run by a worker of the pool "remint".
 
 retrain/NAME    for each pipeline with a ``schedule:``
+shadow/NAME     for each pipeline with ``serving.shadow``: judges the versions that await it, every 15 minutes (flows/shadow.py)
 approve/NAME    for each pipeline with ``approval: manual``: the form in which a person answers (flows/approval.py)
 tidy/remint     cleans up runs whose process is gone; Prefect's automations start it (flows/stack/tidy.py)
 
@@ -37,6 +38,8 @@ from remint.runtime.home import Home
 from remint.settings.params import Params
 from remint.settings.schedule import ScheduleSettings
 
+SHADOW = ScheduleSettings(interval=900)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -60,10 +63,10 @@ def plan(home: Home, params: Params, branch: str) -> list[Change]:
     planned = []
     for name in deployments.wanted(params):
         flow, _, pipeline = name.partition("/")
-        settings = params.pipelines[pipeline].schedule if flow == "retrain" else None
+        settings = _schedule_settings(params, name)
         schedule = settings.model_dump(exclude_none=True) if settings else None
-        change = Change(pipeline, name, "new", schedule=schedule, branch=branch if settings else None)
-        if settings:
+        change = Change(pipeline, name, "new", schedule=schedule, branch=branch if flow == "retrain" else None)
+        if settings and flow == "retrain":
             seeds = missing_seeds(home, pipeline, params.pipelines[pipeline])
             warnings = [
                 pace.warning(settings, longest.get(pipeline)),
@@ -99,30 +102,34 @@ def deploy(home: Home, params: Params, planned: list[Change]) -> list[Change]:
 def _carry_out(home: Home, params: Params, change: Change, before: DeploymentResponse | None) -> Change:
     from flows.approval import approve
     from flows.retrain import retrain
+    from flows.shadow import judge_shadow
 
-    name = change.pipeline
+    name, settings = change.pipeline, _schedule_settings(params, change.deployment)
     if change.action == "removed":
         deployments.remove(UUID(change.id))
         return change
-    state = {"paused": before.paused} if before else {}
-    settings = params.pipelines[name].schedule
-    if change.schedule is None or settings is None:
-        about = f"Asks a person whether to promote a version of {name}. Retrainings start it."
-        identity = _deploy(
-            home, approve, "flows/approval.py:approve", name, parameters={"model": name}, description=about, **state
-        )
+    more: dict[str, Any] = {"paused": before.paused} if before else {}
+    if settings is not None:
+        more["schedule"] = _schedule(settings, before)
+    if change.deployment.startswith("approve/"):
+        more["description"] = f"Asks a person whether to promote a version of {name}. Retrainings start it."
+        identity = _deploy(home, approve, "flows/approval.py:approve", name, parameters={"model": name}, **more)
+    elif change.deployment.startswith("shadow/"):
+        more["description"] = f"Judges the versions of {name} that await shadow."
+        identity = _deploy(home, judge_shadow, "flows/shadow.py:judge_shadow", name, parameters={"pipeline": name}, **more)
     else:
-        identity = _deploy(
-            home,
-            retrain,
-            "flows/retrain.py:retrain",
-            name,
-            schedule=_schedule(settings, before),
-            parameters={"pipeline": name, "branch": change.branch, "reason": "scheduled"},
-            description=f"Retrains {name} from the head of {change.branch}.",
-            **state,
-        )
+        more["description"] = f"Retrains {name} from the head of {change.branch}."
+        parameters = {"pipeline": name, "branch": change.branch, "reason": "scheduled"}
+        identity = _deploy(home, retrain, "flows/retrain.py:retrain", name, parameters=parameters, **more)
     return replace(change, id=identity)
+
+
+def _schedule_settings(params: Params, deployment: str) -> ScheduleSettings | None:
+    """Return the schedule that params.yaml asks for; None: no schedule, or the deployment is to be removed."""
+    flow, _, pipeline = deployment.partition("/")
+    if pipeline not in params.pipelines or flow == "approve":
+        return None
+    return SHADOW if flow == "shadow" else params.pipelines[pipeline].schedule
 
 
 def describe(change: Change) -> str:
@@ -131,6 +138,8 @@ def describe(change: Change) -> str:
         return f"- {change.deployment}: removed, since params.yaml does not ask for it"
     if change.schedule is None:
         about = "the form for versions that await approval"
+    elif change.branch is None:
+        about = f"judges versions that await shadow, every {change.schedule['interval'] // 60} minutes"
     else:
         about = f"{', '.join(f'{key} {value}' for key, value in change.schedule.items())}, from the head of {change.branch}"
     sign = {"new": "+ ", "changed": "~ ", "unchanged": "  "}[change.action]

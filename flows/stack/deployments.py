@@ -19,7 +19,11 @@ from remint.settings.params import Params
 
 POOL = "remint"
 ENGINE = "-m flows.server.engine"
-NAMED_BY = {"retrain": "pipeline", "approve": "model"}  # flow, and the parameter whose value is the deployment's name
+NAMED_BY = {
+    "retrain": "pipeline",
+    "approve": "model",
+    "shadow": "pipeline",
+}  # flow, and the parameter whose value is the deployment's name
 PREFECTS_START = f"DTSTART:{schedule.PREFECTS_START:%Y%m%dT%H%M%S}\n"  # Prefect writes it before a rule without one
 PAGE = 200  # deployments per request, Prefect's limit
 
@@ -29,6 +33,7 @@ def wanted(params: Params) -> list[str]:
     named = []
     for name, pipeline in params.pipelines.items():
         named += [f"retrain/{name}"] if pipeline.schedule else []
+        named += [f"shadow/{name}"] if pipeline.serving.shadow is not None else []
         named += [f"approve/{name}"] if pipeline.promotion.approval == "manual" else []
     return named
 

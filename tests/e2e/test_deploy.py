@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Running
 
 from flows.stack import audit, deployments, pace
-from flows.stack.deploy import Change, deploy, plan
+from flows.stack.deploy import Change, deploy, describe, plan
 from remint.runtime.home import Home
 from remint.settings.params import Params, read_params, validate_params
 from tests.support.team import SOURCE
@@ -62,6 +62,24 @@ def test_what_a_person_paused_stays_paused_and_an_interval_keeps_its_start(clien
     now = client.read_deployment(vae.id)
     assert now.paused and now.schedules[0].schedule.anchor_date == vae.schedules[0].schedule.anchor_date
     assert [each.active for each in client.read_deployment(flow.id).schedules] == [False]
+
+
+def test_a_pipeline_with_a_shadow_has_a_flow_that_judges_it(client: SyncPrefectClient, home: Home) -> None:
+    content = read_params(SOURCE)
+    for pipeline in content["pipelines"].values():
+        pipeline["schedule"] = {}
+    content["pipelines"]["digits-vae"]["serving"] = {"shadow": 0.1}
+    params = validate_params(content)
+    (change,) = deployed(home, params).values()
+    assert (change.deployment, change.action, change.branch) == ("shadow/digits-vae", "new", None)
+    assert describe(change) == "+ shadow/digits-vae: judges versions that await shadow, every 15 minutes"
+    found = client.read_deployment_by_name("shadow/digits-vae")
+    assert found.parameters == {"pipeline": "digits-vae"} and found.entrypoint == "flows/shadow.py:judge_shadow"
+    client.pause_deployment(found.id)
+    (again,) = deployed(home, params).values()
+    assert again.action == "unchanged" and again.paused
+    (removed,) = deployed(home, scheduled()).values()
+    assert removed.action == "removed" and not client.read_deployments()[1:]
 
 
 def test_a_plan_changes_nothing_and_names_old_and_new_values(client: SyncPrefectClient, home: Home) -> None:
