@@ -58,7 +58,7 @@ def app(models: dict[str, ServedModel], tmp_path: Path) -> Iterator[Any]:
         slot.version = Version(models[name], 1, "", "")
     follower = Follower(Home.of(tmp_path), {}, 3600.0, "cpu", print)
     follower._thread.start()
-    return create_app(slots, follower, Limits(examples=50))
+    return create_app(slots, follower, Limits(examples=50, seconds=120.0))
 
 
 def check(status: int, said: Any) -> None:
