@@ -1,11 +1,16 @@
-"""Measure the server under load while champions change, and beside `mlflow models serve`.
+"""Measure the server under load while champions change, and beside other servers of the same model.
 
     python -m benchmarks.serving [SECONDS]
 
 switches    16 clients ask `remint serve` for samples for SECONDS (60) while the champion changes ten times: failed requests,
             mixed answers (each must equal what its version gives alone), and the milliseconds of an answer, with and without
-throughput  answers per second for 16 clients, one sample each, of `remint serve` over `mlflow models serve`: the same model on
-            the same machine, one after the other
+throughput  answers per second for 16 clients, one sample each, of `remint serve`, `mlflow models serve`, LitServe and BentoML:
+            the same model on the same machine, one after the other
+
+LitServe and BentoML are in an environment of their own, which sees this one too; PEERS_PYTHON names its python:
+
+    python -m venv /tmp/peers && echo $PWD/.venv/lib/python3.11/site-packages > /tmp/peers/lib/python3.11/site-packages/remint.pth
+    /tmp/peers/bin/pip install litserve bentoml
 
 Prints the numbers, writes docs/results/serving.json, and ends with status 1 if a request failed, an answer was mixed, or the
 ratio is below LEAST_RATIO.
@@ -35,13 +40,19 @@ from remint.runtime.home import Home
 from remint.serving.model import load
 from remint.settings.params import load_params
 from remint.stores.mlflow import VersionTags
-from remint.stores.open import open_ledger, open_tracking
+from remint.stores.open import open_ledger, open_serving_events, open_tracking
 from remint.training import train
 
 NAME, VERSIONS, CLIENTS, SWITCHES = "digits-vae", 3, 16, 10
-PORT, MLFLOW_PORT = 8765, 8766
+PORT, PEER_PORT = 8765, 8766
 LEAST_RATIO = 3.0
 BODY = {"count": 4, "seed": 3}
+PEERS: dict[str, tuple[str, str, Any]] = {  # path of a request, path that answers when it is ready, body
+    "litserve": ("/predict", "/health", {"seed": 0}),
+    "bentoml": ("/sample", "/readyz", {"seeds": [0]}),
+}
+
+Ask = Callable[[httpx.Client], str]  # one request; returns its problem
 
 
 def registered(folder: Path) -> tuple[Home, dict[int, Any]]:
@@ -86,6 +97,7 @@ def running(command: list[str], home: Home, ready: str) -> Iterator[None]:
     environment = {
         **os.environ,
         "MLFLOW_TRACKING_URI": home.tracking_uri,
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     environment.pop("REMINT_HOME", None)
@@ -105,7 +117,7 @@ def running(command: list[str], home: Home, ready: str) -> Iterator[None]:
         process.wait()
 
 
-def load_of(ask: Callable[[httpx.Client], str], seconds: float) -> tuple[list[float], list[str]]:
+def load_of(ask: Ask, seconds: float) -> tuple[list[float], list[str]]:
     """Let the clients ask for some seconds. Return the seconds of each answer, and a line for each problem."""
     end, times, problems = time.monotonic() + seconds, [[] for _ in range(CLIENTS)], []
 
@@ -132,78 +144,83 @@ def change(home: Home, stop: threading.Event, seconds: float) -> None:
         promote(home, (place + 1) % VERSIONS + 1)
 
 
-def summary(times: list[float], seconds: float) -> dict[str, float]:
-    p50, p99 = np.percentile(times, [50, 99]) * 1e3
-    return {"answers": len(times), "per_s": len(times) / seconds, "p50_ms": float(p50), "p99_ms": float(p99)}
+def case(name: str, ask: Ask, seconds: float) -> dict[str, Any]:
+    """Measure one load, print it, and return its row."""
+    times, problems = load_of(ask, seconds)
+    p50, p99 = (float(value) for value in np.percentile(times, [50, 99]) * 1e3)
+    row = {"case": name, "answers": len(times), "per_s": len(times) / seconds, "p50_ms": p50, "p99_ms": p99}
+    row |= {"problems": len(problems), "load_average": os.getloadavg()[0]}
+    print(line(row), *problems[:3], flush=True)
+    return row
+
+
+def posted(address: str, body: Any) -> Ask:
+    """Return a request of one sample."""
+
+    def ask(http: httpx.Client) -> str:
+        said = http.post(address, json=body)
+        return "" if said.status_code == 200 else f"failed: {said.status_code} {said.text[:200]}"
+
+    return ask
+
+
+def of_remint(home: Home, drawn: dict[int, Any], seconds: float) -> list[dict[str, Any]]:
+    """Measure `remint serve`: without and with switches, and one sample a request."""
+    address = f"http://127.0.0.1:{PORT}"
+    url = f"{address}/v1/models/{NAME}:sample"
+
+    def ask(http: httpx.Client) -> str:
+        said = http.post(url, json=BODY)
+        if said.status_code != 200:
+            return f"failed: {said.status_code} {said.text[:200]}"
+        answer = said.json()
+        return "" if answer["values"] == drawn[answer["version"]] else f"mixed: version {answer['version']}"
+
+    with running(
+        [sys.executable, "-m", "remint", "serve", NAME, "--port", str(PORT), "--every", "0.2"], home, f"{address}/readyz"
+    ):
+        rows = [case("remint, 0 switches", ask, seconds)]
+        stop = threading.Event()
+        changing = threading.Thread(target=change, args=(home, stop, seconds))
+        changing.start()
+        rows.append(case(f"remint, {SWITCHES} switches", ask, seconds))
+        stop.set()
+        changing.join()
+        events = open_serving_events(home).of(NAME)
+        rows[-1]["switched"] = sum(event.event == "switched" for event in events)
+        return [*rows, case("remint, one sample", posted(url, {}), seconds / 2)]
+
+
+def of_peers(home: Home, bundle: Path, seconds: float) -> list[dict[str, Any]]:
+    """Measure one sample a request of `mlflow models serve`, and of the peers that are installed."""
+    mlflow = f"{sys.executable} -m mlflow models serve -m models:/{NAME}/1 --env-manager local -p {PEER_PORT}".split()
+    address = f"http://127.0.0.1:{PEER_PORT}"
+    with running(mlflow, home, f"{address}/ping"):
+        rows = [case("mlflow", posted(f"{address}/invocations", {"dataframe_records": [{"seed": 0}]}), seconds)]
+    python = os.environ.get("PEERS_PYTHON", sys.executable)
+    for peer, (path, ready, body) in PEERS.items():
+        if subprocess.run([python, "-c", f"import {peer}"], capture_output=True, check=False).returncode:
+            print(f"{peer} is not installed: left out")
+            continue
+        command = [python, "-m", f"benchmarks.peer_{peer}", str(bundle), str(PEER_PORT)]
+        with running(command, home, f"{address}{ready}"):
+            rows.append(case(peer, posted(f"{address}{path}", body), seconds))
+    return rows
 
 
 def main(seconds: float = 60.0) -> int:
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         home, drawn = registered(Path(name))
-        address = f"http://127.0.0.1:{PORT}"
-
-        def ask(http: httpx.Client) -> str:
-            said = http.post(f"{address}/v1/models/{NAME}:sample", json=BODY)
-            if said.status_code != 200:
-                return f"failed: {said.status_code} {said.text[:200]}"
-            answer = said.json()
-            return "" if answer["values"] == drawn[answer["version"]] else f"mixed: version {answer['version']}"
-
-        def one(http: httpx.Client) -> str:
-            return "" if http.post(f"{address}/v1/models/{NAME}:sample", json={}).status_code == 200 else "failed"
-
-        serve = [sys.executable, "-m", "remint", "serve", NAME, "--port", str(PORT), "--every", "0.2"]
-        with running(serve, home, f"{address}/readyz"):
-            for switching in (False, True):
-                stop = threading.Event()
-                changing = threading.Thread(target=change, args=(home, stop, seconds))
-                if switching:
-                    changing.start()
-                times, problems = load_of(ask, seconds)
-                stop.set()
-                rows.append(
-                    {
-                        "case": f"remint, {SWITCHES if switching else 0} switches",
-                        **summary(times, seconds),
-                        "problems": len(problems),
-                    }
-                )
-                print(line(rows[-1]), *problems[:3], flush=True)
-            page = httpx.get(f"{address}/metrics").text
-            print(next(text for text in page.splitlines() if text.startswith("remint_version")))
-            times, problems = load_of(one, seconds / 2)
-            rows.append({"case": "remint, one sample", **summary(times, seconds / 2), "problems": len(problems)})
-            print(line(rows[-1]), flush=True)
-
-        def of_mlflow(http: httpx.Client) -> str:
-            said = http.post(f"http://127.0.0.1:{MLFLOW_PORT}/invocations", json={"dataframe_records": [{"seed": 0}]})
-            return "" if said.status_code == 200 else f"failed: {said.text[:200]}"
-
-        mlflow = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "models",
-            "serve",
-            "-m",
-            f"models:/{NAME}/1",
-            "--env-manager",
-            "local",
-            "-p",
-            str(MLFLOW_PORT),
-        ]
-        with running(mlflow, home, f"http://127.0.0.1:{MLFLOW_PORT}/ping"):
-            times, problems = load_of(of_mlflow, seconds / 2)
-        rows.append({"case": "mlflow models serve, one sample", **summary(times, seconds / 2), "problems": len(problems)})
-        print(line(rows[-1]), *problems[:3], flush=True)
-    ratio = rows[2]["per_s"] / rows[3]["per_s"]
-    rows.append({"case": "remint over mlflow", "ratio": ratio})
+        rows = of_remint(home, drawn, seconds)
+        rows += of_peers(home, Path(name) / "trained-0", seconds / 2)
+    per_s = {row["case"]: row["per_s"] for row in rows}
+    ratios = {f"over_{peer}": per_s["remint, one sample"] / per_s[peer] for peer in ("mlflow", *PEERS) if peer in per_s}
+    rows.append({"case": "remint over its peers", **ratios})
     print(f"{line(rows[-1])}\nwritten: {write('serving', rows)}")
-    failed = sum(row.get("problems", 0) for row in rows)
-    missed = ([f"{failed} requests failed or were mixed"] if failed else []) + (
-        [f"ratio {ratio:.2f}"] if ratio < LEAST_RATIO else []
-    )
+    failed = sum(row["problems"] for row in rows if row["case"].startswith("remint, "))
+    missed = [f"{failed} requests failed or were mixed"] * bool(failed)
+    missed += [f"{rows[1]['switched']} of {SWITCHES} switches"] * (rows[1]["switched"] != SWITCHES)
+    missed += [f"ratio {ratios['over_mlflow']:.2f}"] * (ratios["over_mlflow"] < LEAST_RATIO)
     print("\n".join(f"MISSED  {miss}" for miss in missed) or "every bound is held")
     return 1 if missed else 0
 
