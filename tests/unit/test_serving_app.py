@@ -290,9 +290,9 @@ def test_the_examples_of_all_names_share_a_bound(home: Home) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "a b", "geheimnis\u00e4", "a\n"])
-def test_a_token_that_no_client_can_send_is_refused(home: Home, token: str) -> None:
+def test_a_token_that_no_client_can_send_is_refused(token: str) -> None:
     with pytest.raises(SettingsError, match="REMINT_SERVE_TOKEN is empty, or has spaces"):
-        Running(home, token=token)
+        run.check([MODEL], "127.0.0.1", token, print)
 
 
 def hold(slot: Slot) -> tuple[threading.Event, threading.Event]:
@@ -383,8 +383,8 @@ def test_the_ledger_is_followed_and_an_alias_in_mlflow_is_not(home: Home, server
 
 
 def test_names_are_given_once_and_exist(home: Home) -> None:
-    with pytest.raises(SettingsError, match="is served already"):
-        Running(home, refs=(MODEL, f"{MODEL}/2"))
+    with pytest.raises(SettingsError, match=f"{MODEL} is given twice"):
+        run.check([MODEL, f"{MODEL}/2"], "127.0.0.1", None, print)
     with pytest.raises(NotFoundError, match="has no challenger"):
         Running(home, refs=(f"{MODEL}@challenger",))
 

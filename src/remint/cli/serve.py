@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from functools import partial
 from typing import Annotated
 
@@ -10,6 +11,11 @@ import typer
 
 from remint.cli import completion, terminal
 from remint.cli.app import app, here
+
+
+class Engine(StrEnum):
+    one = "one"
+    ray = "ray"
 
 
 @app.command()
@@ -26,19 +32,23 @@ def serve(
     examples: Annotated[int, typer.Option(min=1, help="Examples of one request.")] = 10_000,
     waiting: Annotated[int, typer.Option(min=1, help="Requests of one model that may wait.")] = 256,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is given up.")] = 30.0,
+    engine: Annotated[Engine, typer.Option(help="one: this process answers. ray: replicas under Ray Serve answer.")] = Engine.one,
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas of --engine ray.")] = 2,
 ) -> None:
     """Serve champions over HTTP, and switch to a new champion without a dropped request.
 
-    Set REMINT_SERVE_TOKEN to ask for a token.
+    Set REMINT_SERVE_TOKEN to ask for a token, and REMINT_CLUSTER to the address of a Ray cluster to use that one.
 
     Example: remint serve digits-vae digits-flow --port 8000
     """
     home, _ = here()
     from remint.promotion.shadow import settings_of
+    from remint.serving.app import cluster, run
     from remint.serving.app.limits import Limits
-    from remint.serving.app.run import serve as serve_models
 
-    limits = Limits(body << 20, examples, waiting, seconds)
+    limits, token = Limits(body << 20, examples, waiting, seconds), os.environ.get("REMINT_SERVE_TOKEN")
     terminal.say(f"http://{host}:{port}/docs lists what it answers")
-    token = os.environ.get("REMINT_SERVE_TOKEN")
-    serve_models(home, names, host, port, limits, every, device, token, terminal.say, partial(settings_of, home))
+    if engine == Engine.ray:
+        cluster.serve(home, names, host, port, limits, every, device, token, replicas, terminal.say, settings_of)
+    else:
+        run.serve(home, names, host, port, limits, every, device, token, terminal.say, partial(settings_of, home))

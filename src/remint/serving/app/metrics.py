@@ -15,16 +15,14 @@ from remint.serving.app.follow import Follower
 from remint.serving.app.slot import Slot
 
 
-class Metrics(Collector):
-    """Counts and seconds of requests, and the state of each name when it is asked for."""
+class Requests:
+    """Counts and seconds of requests."""
 
-    def __init__(self, slots: dict[str, Slot], follower: Follower) -> None:
-        self.slots, self.follower = slots, follower
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         labels = ("model", "method", "status")
         self.requests = Counter("remint_requests", "Requests that were answered or refused.", labels, registry=self.registry)
         self.seconds = Histogram("remint_request_seconds", "Seconds of a request.", labels[:2], registry=self.registry)
-        self.registry.register(self)
 
     @contextmanager
     def watch(self, model: str, method: str) -> Iterator[Callable[[int], None]]:
@@ -47,6 +45,18 @@ class Metrics(Collector):
     def refused(self, status: int) -> None:
         """Count a request that was refused before its path was looked at."""
         self.requests.labels("", "", str(status)).inc()
+
+    def page(self) -> Response:
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class Metrics(Requests, Collector):
+    """Requests, and the state of each name when it is asked for."""
+
+    def __init__(self, slots: dict[str, Slot], follower: Follower) -> None:
+        super().__init__()
+        self.slots, self.follower = slots, follower
+        self.registry.register(self)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         families = {
@@ -78,6 +88,3 @@ class Metrics(Collector):
             families["remint_shadow_dropped"].add_metric([name], shadow.dropped if shadow else 0)
             families["remint_following"].add_metric([name], float(name not in self.follower.problems))
         yield from families.values()
-
-    def page(self) -> Response:
-        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,223 @@
+"""``remint serve --engine ray``: replicas of the application under Ray Serve, and one front that passes requests to them.
+
+    client -> front (this process: token, limits, HTTP) -> a replica (any machine of the cluster: the whole application)
+
+Each replica follows the ledger by itself, so for a moment after a promotion two versions answer; each answer says which one did.
+A request is a function of (version, input, seed), so the front asks another replica where one died, and answers 503 where none
+is left in time. A replica is healthy while it is ready: Ray Serve starts another one in place of one that is not.
+
+The only caller of Ray in serving/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from remint.errors import RunError, SettingsError
+from remint.records import LedgerRow
+from remint.runtime.home import Home
+from remint.serving.app import run
+from remint.serving.app.limits import Door, Limits
+from remint.serving.app.metrics import Requests
+from remint.serving.app.slot import DRAIN_SECONDS
+from remint.settings.shadow import ServingSettings
+from remint.stores.open import resolve
+
+CLUSTER = "REMINT_CLUSTER"  # address of a Ray cluster, HOST:PORT; not set: one on this machine, which ends with this process
+TRIES = 2  # replicas that are asked for one answer
+GRACE = 5.0  # seconds beyond the replica's own limit for an answer
+MODEL_PATH = re.compile(r"/v1/models/([^/:]+):(\w+)")
+
+ShadowSettings = Callable[[Home, LedgerRow], ServingSettings | None]  # of a version that awaits shadow
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
+Ask = Callable[[dict[str, Any], bytes], Awaitable[Answer]]  # ASGI scope and body of a request, asked of one replica
+
+
+def no_shadow(_: Home, __: LedgerRow) -> None:
+    """Return None: no version is asked in a shadow."""
+
+
+class Lost(RunError):
+    """The replica that was asked died."""
+
+
+class Replica:
+    """The application of one process, without HTTP."""
+
+    def __init__(
+        self,
+        repository: str,
+        refs: Sequence[str],
+        limits: Limits,
+        every: float,
+        device: str,
+        shadow_settings: ShadowSettings = no_shadow,
+    ) -> None:
+        home = Home.of(Path(repository)).ensure()
+        self.app = run.build(home, refs, limits, every, device, None, print, partial(shadow_settings, home))
+
+    async def __call__(self, scope: dict[str, Any], body: bytes) -> Answer:
+        """Answer one request."""
+        parts: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(part: dict[str, Any]) -> None:
+            parts.append(part)
+
+        await self.app(scope, receive, send)
+        return parts[0]["status"], parts[0]["headers"], b"".join(part.get("body", b"") for part in parts[1:])
+
+    async def check_health(self) -> None:
+        """Raise RunError, as Ray Serve asks for, unless each name has a version."""
+        status, _, body = await self(
+            {"type": "http", "method": "GET", "path": "/readyz", "query_string": b"", "headers": []}, b""
+        )
+        if status != 200:
+            raise RunError(body.decode())
+
+
+class Front:
+    """ASGI application that passes each request to a replica. It answers /healthz and /metrics itself."""
+
+    def __init__(self, ask: Ask, names: Sequence[str], seconds: float) -> None:
+        self.ask, self.names, self.seconds = ask, names, seconds
+        self.requests = Requests()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"{scope['type']} is not served")  # uvicorn then goes on without it
+        if scope["path"] == "/healthz":
+            await PlainTextResponse("alive\n")(scope, receive, send)
+        elif scope["path"] == "/metrics":
+            await self.requests.page()(scope, receive, send)
+        else:
+            found = MODEL_PATH.fullmatch(scope["path"])
+            name, method = found.groups() if found and found[1] in self.names else ("", "")
+            with self.requests.watch(name, method) as outcome:
+                response = await self._passed(scope, (await receive())["body"])
+                outcome(response.status_code)
+            await response(scope, receive, send)
+
+    async def _passed(self, scope: MutableMapping[str, Any], body: bytes) -> Response:
+        """Return the answer of a replica, 503 if there is none in time."""
+        known = (
+            "type",
+            "http_version",
+            "method",
+            "scheme",
+            "path",
+            "raw_path",
+            "query_string",
+            "root_path",
+            "headers",
+            "server",
+            "client",
+        )
+        try:
+            async with asyncio.timeout(self.seconds + GRACE):
+                for _ in range(TRIES):
+                    try:
+                        status, headers, content = await self.ask({key: scope[key] for key in known if key in scope}, body)
+                    except Lost:
+                        continue
+                    answer = Response(content, status)
+                    answer.raw_headers = [(key, value) for key, value in headers]
+                    return answer
+        except TimeoutError:
+            return JSONResponse({"detail": f"no replica answered within {self.seconds + GRACE:g} s: ask again later"}, 503)
+        return JSONResponse({"detail": "the replicas that were asked died: ask again"}, 503)
+
+
+def serve(
+    home: Home,
+    refs: Sequence[str],
+    host: str,
+    port: int,
+    limits: Limits,
+    every: float,
+    device: str,
+    token: str | None,
+    replicas: int,
+    tell: Callable[[str], None],
+    shadow_settings: ShadowSettings = no_shadow,
+) -> None:
+    """Serve by ``replicas`` processes until SIGINT or SIGTERM; requests in flight are answered.
+
+    Raises SettingsError if Ray is not installed or no cluster answers, NotFoundError if a name has no such version.
+    """
+    import uvicorn
+
+    names = run.check(refs, host, token, tell)
+    for ref in refs:
+        resolve(home, ref)
+    ray = _connect(replicas)
+    application = f"remint-{socket.gethostname()}-{port}"  # a cluster may have several
+    try:
+        handle = _deploy(application, replicas, device, limits, home, refs, every, device, shadow_settings)
+
+        async def ask(scope: dict[str, Any], body: bytes) -> Answer:
+            try:
+                found: Answer = await handle.remote(scope, body)
+            except ray.exceptions.RayActorError as error:
+                raise Lost(str(error)) from error
+            return found
+
+        front = Front(ask, names, limits.seconds)
+        # uvicorn raises a signal again when it has answered what was in flight; Ray's own handler would make it a failure.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        app = Door(front, limits, token, front.requests.refused)
+        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)
+    finally:
+        ray.serve.delete(application)
+        ray.shutdown()
+
+
+def _connect(replicas: int) -> Any:
+    """Return ray, connected to the cluster of REMINT_CLUSTER, or to a new one on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        import ray.serve  # which a ray without its extra cannot import
+    except ImportError as error:
+        raise SettingsError(f"--engine ray needs Ray ({error.name} is missing): pip install 'remint[cluster]'") from None
+    address = os.environ.get(CLUSTER)
+    own: dict[str, Any] = {} if address else {"num_cpus": max(replicas, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(address=address or "local", namespace="remint", **own)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise SettingsError(f"no Ray cluster answers at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
+    return ray
+
+
+def _deploy(application: str, replicas: int, device: str, limits: Limits, home: Home, refs: Sequence[str], *more: Any) -> Any:
+    """Start the replicas. Return their handle when each of them is healthy. Raises RunError if they do not start."""
+    from ray import serve
+
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    serve.start(proxy_location="Disabled", logging_config=quiet)  # the front listens: a lost replica is no error of a client
+    deployment: Any = serve.deployment(
+        num_replicas=replicas,
+        max_ongoing_requests=limits.waiting * len(refs),
+        health_check_period_s=2.0,
+        health_check_timeout_s=30.0,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        ray_actor_options={"num_gpus": 1} if device.startswith("cuda") else {"num_cpus": 1},
+        logging_config=quiet,
+    )(Replica)
+    try:
+        return serve.run(deployment.bind(str(home.repository), list(refs), limits, *more), name=application, route_prefix=None)
+    except RuntimeError as error:
+        raise RunError(f"the replicas did not start, for the reasons above: {str(error).splitlines()[0]}") from error
