@@ -6,6 +6,8 @@ import importlib.metadata
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +270,20 @@ def _code(files: Path) -> None:
     (files / "MLmodel").write_text(
         about.replace("code: null", "code: code").replace("loader_module:", "code: code\n    loader_module:", 1)
     )
+
+
+def test_servers_that_fetch_one_version_at_once_get_it_whole(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+    version = cases.register(store, bundle)
+    for number in range(5):
+        to, together = tmp_path / "copies" / str(number), threading.Barrier(4)
+
+        def fetch(to: Path = to, together: threading.Barrier = together) -> list[str]:
+            together.wait()
+            return sorted(path.name for path in store.fetch(version, to).iterdir())
+
+        with ThreadPoolExecutor(4) as pool:
+            found = [asked.result() for asked in [pool.submit(fetch) for _ in range(4)]]
+        assert found == [sorted(path.name for path in bundle.iterdir())] * 4
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from remint.redaction import redacted
 from remint.runtime import manifest
 from remint.runtime.addresses import local_path, without_user
 from remint.runtime.home import is_name
+from remint.runtime.locks import locked
 from remint.settings.base import did_you_mean
 from remint.stores.mlflow import package
 from remint.stores.mlflow.door import PREFIX, door, pages
@@ -180,11 +182,18 @@ class Registry(Runs):
         Raises IntegrityError if the bytes are gone, damaged, not the registered ones, or not in remint's format;
         TrackingError if the store does not answer.
         """
-        try:
+        with suppress(IntegrityError):
             return package.check(to, version)
-        except IntegrityError:
+        for folder in (to.parent, self.lock.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.lock.with_name("fetch")):  # servers of one host fetch a new champion at the same moment
+            with suppress(IntegrityError):
+                return package.check(to, version)
             shutil.rmtree(to, ignore_errors=True)
-        to.parent.mkdir(parents=True, exist_ok=True)
+            self._fetch(version, to)
+        return to
+
+    def _fetch(self, version: ModelVersion, to: Path) -> None:
         with door(f"fetch {version.ref}"), tempfile.TemporaryDirectory(prefix=".fetch-", dir=to.parent) as temporary:
             source = self._client.get_model_version_download_uri(version.name, str(version.version))
             try:
@@ -192,7 +201,6 @@ class Registry(Runs):
             except FileNotFoundError as error:
                 raise IntegrityError(f"{version.ref}: its files cannot be read: {error}") from error
             package.verified_bundle(back, version).rename(to)
-        return to
 
     def _download(self, source: str, to: Path) -> Path:
         """Copy the files at an address of the store into ``to``. Raises FileNotFoundError if there are none.
