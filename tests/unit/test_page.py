@@ -17,7 +17,7 @@ from PIL import Image
 from remint.evaluation.evidence import Evidence
 from remint.promotion import gate
 from remint.promotion.decision import Decision
-from remint.promotion.page import bars, lineage, pictures, sections, words
+from remint.promotion.page import bars, lineage, pictures, sections, since, words
 from remint.promotion.page.render import render
 from remint.promotion.page.story import Side, Story
 from remint.records import (
@@ -244,6 +244,26 @@ def test_a_refusal_names_the_rule_that_failed() -> None:
 def test_a_failed_training_is_reported_at_the_top() -> None:
     text = Page(render(story(ended="collapsed"))).words[""]
     assert text.index("The training collapsed") < text.index("Refused")
+
+
+def test_what_happened_since_is_written_into_the_page_and_nothing_else_changes(tmp_path: Path) -> None:
+    told, page = story(), tmp_path / "report.html"
+    page.write_text(before := render(told))
+    since.refresh(page, [told.row], [])
+    assert page.read_text() == before, "nothing happened"
+    later = told.row.model_copy(
+        update={"sequence": told.row.sequence + 1, "action": "rejected", "who": "ada", "why": "<b>blurs</b>"}
+    )
+    for _ in range(2):
+        since.refresh(page, [told.row, later], [])
+    after = page.read_text()
+    assert "ada: <b>rejected</b><br>&lt;b&gt;blurs&lt;/b&gt;" in after and after.count("Since this decision") == 1
+    since.refresh(page, [told.row], [])
+    assert page.read_text() == before
+    page.write_text("a page of an older remint")
+    since.refresh(page, [told.row, later], [])
+    since.refresh(tmp_path / "none.html", [told.row, later], [])
+    assert page.read_text() == "a page of an older remint" and not (tmp_path / "none.html").exists()
 
 
 def test_a_first_version_has_one_column() -> None:

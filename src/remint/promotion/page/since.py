@@ -25,18 +25,15 @@ def refresh(page: Path, rows: Sequence[LedgerRow], events: Sequence[ServingEvent
     """
     if not page.exists() or (place := PLACE.search(before := page.read_text())) is None:
         return
-    shadow = page.with_name(REPORT)
-    part = (
-        environment()
-        .get_template("since.html")
-        .render(
-            decisions=[row for row in rows if row.sequence > int(place[1])],
-            shadow=ShadowReport.read(shadow) if shadow.exists() else None,
-            events=events,
-            about=words.about,
-        )
-    )
-    after = f"{before[: place.start()]}<!-- since {place[1]} -->\n{part}<!-- /since -->{before[place.end() :]}"
+    shadow, template = page.with_name(REPORT), environment().get_template("since.html")
+    part = template.render(
+        decisions=[row for row in rows if row.sequence > int(place[1])],
+        shadow=ShadowReport.read(shadow) if shadow.exists() else None,
+        events=events,
+        about=words.about,
+    ).strip()
+    shown = f"\n{part}\n" if part else ""
+    after = f"{before[: place.start()]}<!-- since {place[1]} -->{shown}<!-- /since -->{before[place.end() :]}"
     if after != before:
         whole = page.with_suffix(".part")
         whole.write_text(after)
