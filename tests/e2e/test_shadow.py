@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -31,8 +32,8 @@ SERVING = {"shadow": 1.0, "answers": 20, "deadline": "1d"}
 
 
 @contextmanager
-def serving(team: Team, model: str, log: Path) -> Iterator[str]:
-    """Serve a model in a process of its own. Yield the address of its methods."""
+def serving(team: Team, model: str, log: Path, end: signal.Signals = signal.SIGTERM) -> Iterator[str]:
+    """Serve a model in a process of its own, which ``end`` ends. Yield the address of its methods."""
     port = free_port()
     process = team.start("serve", model, "--port", str(port), "--every", "0.2", log=log)
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
@@ -46,7 +47,7 @@ def serving(team: Team, model: str, log: Path) -> Iterator[str]:
                 time.sleep(0.2)
         yield f"{address}/v1/models/{model}"
     finally:
-        process.terminate()
+        process.send_signal(end)
         process.wait(60)
 
 
@@ -78,11 +79,16 @@ def test_answers_promote_failures_refuse_and_so_does_the_deadline(team: Team, re
     registry_cases.make_bundle(home.path / "bundles/fewer", 9, spec=fewer)
     third = registry_cases.register(open_tracking(home), home.path / "bundles/fewer", tags=cases.TAGS).version
     cases.record_decision(home, "promoted", 1)
+    row = record_waiting(home, waiting(2, serving={**SERVING, "answers": 100}))
+    with serving(team, MODEL, tmp_path / "killed", signal.SIGKILL) as address:
+        assert ask_until_counted(home, row, address, "sample", {"count": 2}, copies=5) == {1}
+    before = open_shadow_counts(home).of(row.hash)
     with serving(team, MODEL, tmp_path / "log") as address:
-        row = record_waiting(home, waiting(2, serving=SERVING))
         assert judge(team) == "Unchanged"
-        assert ask_until_counted(home, row, address, "sample", {"count": 2}) == {1}
+        assert ask_until_counted(home, row, address, "sample", {"count": 2}, copies=100) == {1}
         assert judge(team) == "Promoted"
+        counted = open_shadow_counts(home).of(row.hash)
+        assert all(part in counted for part in before) and len(counted) > len(before), "what a killed server wrote counts"
         assert open_tracking(home).aliases(MODEL) == {"champion": 2}
         deadline = time.monotonic() + 60
         while httpx.get(address).json()["version"] != 2:
@@ -105,7 +111,7 @@ def test_answers_promote_failures_refuse_and_so_does_the_deadline(team: Team, re
     found = ShadowReport.read(home.report(MODEL, third) / "shadow.json")
     assert found.metrics["shadow_error_rate"].value == 1.0 and open_ledger(home).champion(MODEL) == 2
     events = [(each.event, each.version) for each in open_serving_events(home).of(MODEL)]
-    assert events[:4] == [("loaded", 1), ("shadowed", 2), ("switched", 2), ("shadowed", third)]
+    assert events[:6] == [("loaded", 1), ("shadowed", 2)] * 2 + [("switched", 2), ("shadowed", third)]
 
 
 def test_a_retraining_awaits_shadow_and_the_next_run_promotes_it(trained_team: Team, tmp_path: Path) -> None:

@@ -362,6 +362,13 @@ def test_another_champion_or_a_person_ends_the_wait(home: Home, monkeypatch: pyt
     assert said.judge(home) == []
 
 
+def test_a_person_need_not_wait(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decide.fresh, "check", lambda *_: "not looked at")
+    answered(home, record_waiting(home, waiting()), counts(100, {"encode: DataError": 100}))
+    assert decide.promote(home, f"{MODEL}/2", "it fixes a leak", who="ada").champion_after == 2
+    assert Said().judge(home) == [] and open_ledger(home).awaiting_shadow(MODEL) is None
+
+
 def test_damaged_bytes_are_refused(home: Home) -> None:
     answered(home, record_waiting(home, waiting()), counts(100))
     cases.flip_bit(home, 2)
