@@ -132,6 +132,25 @@ def test_a_slow_shadow_drops_copies_and_delays_nobody(home: Home, server: Runnin
     assert sum(part.dropped for part in counted(home)) == 30 - 1 - QUEUE
 
 
+def test_a_shadow_that_hangs_does_not_keep_the_server_from_following(
+    home: Home, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shadow, began, go = shadowing(home, server), threading.Event(), threading.Event()
+    monkeypatch.setattr("remint.serving.app.shadow.CLOSE_SECONDS", 0.1)
+
+    def hangs(*_: Any, **__: Any) -> Any:
+        began.set()
+        assert go.wait(60)
+        raise RuntimeError
+
+    shadow.version.served.model.sample = hangs  # type: ignore[assignment]
+    server.post("sample", {"count": 1})
+    assert began.wait(60)
+    cases.append_row(home, "promoted", 3)
+    assert server.look() == 3 and server.slot.shadow is None
+    go.set()
+
+
 def test_large_requests_and_those_outside_the_share_are_not_copied(home: Home, server: Running) -> None:
     shadow = shadowing(home, server, shadow=0.3)
     large = server.post("sample", {"count": LARGEST + 1})

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 QUEUE = 16  # copies that wait
 LARGEST = 256  # examples, times their draws or steps, of a request that is copied: a person may wait for one copy to end
+CLOSE_SECONDS = 5.0
 PAUSE = 0.005  # seconds between two looks whether the slot is idle
 SCORED = ("log_prob", "score", "encode", "reconstruct")  # methods whose request has whole examples
 
@@ -91,11 +92,11 @@ class Shadow:
         return ours.spec == theirs.spec and ours.conditional == theirs.conditional
 
     def close(self) -> None:
-        """End, after the copy that is answered now."""
+        """End, after the copy that is answered now; after CLOSE_SECONDS without it, since a shadow may hang."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
 
     def flush(self, record: Record) -> None:
         """Hand over what was counted since the last call. If that fails, it is handed over at the next call."""
