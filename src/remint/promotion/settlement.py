@@ -17,13 +17,14 @@ from remint.promotion.decision import Decision
 from remint.promotion.judge import Judgement, judge_version
 from remint.promotion.kept_decisions import DECISION, PENDING
 from remint.promotion.outcome import Outcome, outcome
-from remint.promotion.page import write
+from remint.promotion.page import since, write
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.promotion.retraining import Retraining, timed
 from remint.records import LedgerRow, digest
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import ModelVersion, VersionTags
+from remint.stores.open import open_serving_events
 
 # Shows a decision with its row to people, and requests approval if it awaits one. The last argument gets a line about that.
 Announce = Callable[[Home, ModelVersion, Decision, LedgerRow, Callable[[str], None]], None]
@@ -58,6 +59,8 @@ def _update(job: Retraining, version: ModelVersion, judgement: Judgement, row: L
     sync_mlflow_to_ledger(job.home, job.pipeline)
     decision, folder = judgement.decision, job.home.report(version.name, version.version)
     written = write.write(job, version, judgement, row, folder)
+    events = open_serving_events(job.home).about(version.name, version.version)  # of a version that is judged again
+    since.refresh(written, job.ledger.about(version.name, version.version), events)
     kept = (written, *folder.glob("against_*.png"), *folder.glob("drift.*"))
     pending = _pending(job, version.version)
     job.tracking.attach(version, {DECISION: pending, **{path.name: path for path in kept}})
