@@ -94,6 +94,9 @@ def test_answers_promote_failures_refuse_and_so_does_the_deadline(team: Team, re
         while httpx.get(address).json()["version"] != 2:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        row = record_waiting(home, waiting(3, champion=2, serving=SERVING, approval="manual"))
+        assert ask_until_counted(home, row, address, "sample", {"count": 2}) == {2}
+        assert judge(team) == "AwaitingApproval"
         row = record_waiting(home, waiting(third, champion=2, serving=SERVING))
         images = np.full((2, 1, 4, 4), 4).tolist()
         assert ask_until_counted(home, row, address, "log_prob", {"x": images}) == {2}
@@ -111,7 +114,7 @@ def test_answers_promote_failures_refuse_and_so_does_the_deadline(team: Team, re
     found = ShadowReport.read(home.report(MODEL, third) / "shadow.json")
     assert found.metrics["shadow_error_rate"].value == 1.0 and open_ledger(home).champion(MODEL) == 2
     events = [(each.event, each.version) for each in open_serving_events(home).of(MODEL)]
-    assert events[:6] == [("loaded", 1), ("shadowed", 2)] * 2 + [("switched", 2), ("shadowed", third)]
+    assert events[:7] == [("loaded", 1), ("shadowed", 2)] * 2 + [("switched", 2), ("shadowed", 3), ("shadowed", third)]
 
 
 def test_a_retraining_awaits_shadow_and_the_next_run_promotes_it(trained_team: Team, tmp_path: Path) -> None:
