@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from remint.cli import completion, screens, terminal
 from remint.cli.app import AsJson, ModelRef, app, here, print_json
-from remint.errors import SettingsError
 from remint.records import LedgerRow
 
 Reason = Annotated[str, typer.Option(help="Reason, recorded in the ledger.")]
@@ -97,10 +96,10 @@ def promote(
 
     Example: remint promote digits-vae/3 --reason "looked at the samples" --against 2
     """
-    expected = _against(against)
-    home, _ = here()
     from remint.promotion import decide
 
+    expected = decide.parse_against(against)
+    home, _ = here()
     _say(decide.promote(home, model, reason, expected), as_json)
 
 
@@ -126,15 +125,6 @@ def rollback(model: Model, reason: Reason, as_json: AsJson = False) -> None:
     from remint.promotion import decide
 
     _say(decide.rollback(home, model, reason), as_json)
-
-
-def _against(text: str) -> int | Literal["judged", "none"]:
-    number = text.rpartition("/")[2]  # NAME/7 is accepted as well
-    if number.isdecimal():
-        return int(number)
-    if text in ("", "none"):
-        return "none" if text else "judged"
-    raise SettingsError(f"--against {text}: expected the number of a version, or none")
 
 
 def _say(row: LedgerRow, as_json: bool) -> None:

@@ -27,6 +27,16 @@ from remint.stores.open import open_ledger, open_tracking
 Against = int | Literal["judged", "none"]  # judged: the champion that the version was judged against; none: there is none
 
 
+def parse_against(text: str) -> Against:
+    """Return the champion that a person expects, from text: "", none, 7 or NAME/7. Raises SettingsError."""
+    number = text.rpartition("/")[2]
+    if number.isdecimal():
+        return int(number)
+    if text in ("", "none"):
+        return "none" if text else "judged"
+    raise SettingsError(f"--against {text}: expected the number of a version, or none")
+
+
 def promote(home: Home, ref: str, reason: str, against: Against = "judged", who: str | None = None) -> LedgerRow:
     """Make a version the champion. Return the ledger row. ``who``: None is the user of this process.
 

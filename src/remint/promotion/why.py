@@ -53,9 +53,13 @@ class Why(VersionEntry):
 
 def why(home: Home, ref: str) -> Why:
     """Return the lineage of a version beside that of the champion before it, and every decision about it."""
-    version, store = current_version(home, ref), open_tracking(home)
-    rows = open_ledger(home).about(version.name, version.version)
-    before = _champion_before(rows, version.version)
+    return explain(home, current_version(home, ref))
+
+
+def explain(home: Home, version: ModelVersion, against: int | None = None) -> Why:
+    """Return ``why`` of a version, and write nothing. ``against``: compare with this version, not with the champion before it."""
+    store, rows = open_tracking(home), open_ledger(home).about(version.name, version.version)
+    before = _champion_before(rows, version.version) if against is None else against
     former = None
     if before is not None:
         with suppress(NotFoundError):  # it was deleted: its lineage is lost
@@ -71,7 +75,7 @@ def why(home: Home, ref: str) -> Why:
         serving_sha256=version.tags.manifest_sha256 or "",
         former=FormerChampion(**VersionEntry.fields_of(former), lineage=former.tags) if former else None,
         code=_code_change(home, former, version),
-        drift=drift.summary if drift and before is not None else None,
+        drift=drift.summary if drift and before is not None and against is None else None,
         compared=tuple(rule for rule in judged.rules if rule.metric) if judged else (),
         approver=_approver(rows, version.version),
         decisions=tuple(rows),

@@ -136,6 +136,12 @@ class Ledger:
         asked = _of(model).where(_rows.c.action == "awaiting_shadow", _rows.c.champion_before == self.champion(model), ~decided)
         return next((_unchanged(fields) for fields in self._read(asked.order_by(_rows.c.sequence.desc()).limit(1))), None)
 
+    def made_champion(self, model: str) -> LedgerRow | None:
+        """Return the row that made the present champion; None if there is none."""
+        query = _of(model).where(_rows.c.action.in_(CHAMPION_ACTIONS)).order_by(_rows.c.sequence.desc()).limit(1)
+        found = self._read(query)
+        return _row(found[0]) if found else None
+
     def head(self, model: str) -> str:
         """Return the hash of the model's last row, "" if there is none."""
         last = self.last(model)

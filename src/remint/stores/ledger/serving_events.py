@@ -72,6 +72,17 @@ class ServingEvents:
         """Return the events about one version, oldest first."""
         return [event for event in self.of(model) if event.version == version]
 
+    def newest(self, model: str) -> ServingEvent | None:
+        """Return the newest event of one model; None if there is none."""
+        query = _rows.select().where(_rows.c.model == model).order_by(_rows.c.sequence.desc()).limit(1)
+
+        def read() -> ServingEvent | None:
+            with self._database.read() as connection:
+                found = connection.execute(query).mappings().first()
+                return _event(dict(found)) if found else None
+
+        return self._database.run(read)
+
     def verify(self, model: str) -> list[str]:
         """Return a line for each row that was changed, removed or moved; [] if the chain is intact."""
         findings, previous = [], ""
