@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import io
 import json
@@ -659,6 +660,27 @@ def test_a_table_is_served_by_rows(tmp_path: Path) -> None:
             {"rows": [{**rows.iloc[0].to_dict(), "colour": "no"}]},
         ):
             assert http.post("/v1/models/m:encode", json=wrong).status_code == 422
+        csv = {"headers": {"content-type": "text/csv"}}
+        said = http.post("/v1/models/m:encode", content=rows.to_csv(index=False), **csv)
+        assert np.allclose(said.json()["values"], served.encode(rows), rtol=1e-3), "CSV has numbers as text"
+        for content in (b"", b"a,b\n1,2\n", b"\x00" * 9):
+            said = http.post("/v1/models/m:encode", content=content, **csv)
+            assert said.status_code == 422 and "\n" not in said.json()["detail"]
+
+
+def test_scores_are_explained_by_a_picture_where_it_is_asked_for(tmp_path: Path, server: Running) -> None:
+    case = CASES["flow-table"]
+    served, slot = calibrated_model(case), Slot("m", 9)
+    slot.version = Version(served, 1, "", "")
+    follower = Follower(Home.of(tmp_path), {}, 3600.0, "cpu", print)
+    follower._thread.start()
+    rows = served.sample(4, seed=1).to_dict("records")
+    with TestClient(create_app({"m": slot}, follower, Limits())) as http:
+        plain = http.post("/v1/models/m:score", json={"rows": rows}).json()
+        said = http.post("/v1/models/m:score", json={"rows": rows, "explain": True}).json()
+    assert base64.b64decode(said.pop("explained")).startswith(b"\x89PNG") and said == plain
+    refused = server.http.post(f"{URL}:encode", content=b"a\n1\n", headers={"content-type": "text/csv"})
+    assert refused.status_code == 422, "an image model takes no CSV"
 
 
 def test_wrong_classes_and_rows_of_a_conditional_model_are_refused(tmp_path: Path) -> None:

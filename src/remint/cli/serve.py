@@ -21,9 +21,12 @@ class Engine(StrEnum):
 @app.command()
 def serve(
     names: Annotated[
-        list[str],
-        typer.Argument(help="Each NAME (its champion), NAME@challenger or NAME/7.", autocompletion=completion.model_refs),
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="Each NAME (its champion), NAME@challenger or NAME/7. None: each pipeline, from when it has a champion on.",
+            autocompletion=completion.model_refs,
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen at. The default is this machine only.")] = "127.0.0.1",
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the ledger.")] = 5.0,
@@ -35,20 +38,25 @@ def serve(
     engine: Annotated[Engine, typer.Option(help="one: this process answers. ray: replicas under Ray Serve answer.")] = Engine.one,
     replicas: Annotated[int, typer.Option(min=1, help="Replicas of --engine ray.")] = 2,
 ) -> None:
-    """Serve champions over HTTP, and switch to a new champion without a dropped request.
+    """Serve champions over HTTP, and switch to a new champion without a dropped request. The console is at /.
 
-    Set REMINT_SERVE_TOKEN to ask for a token, and REMINT_CLUSTER to the address of a Ray cluster to use that one.
+    Set REMINT_SERVE_TOKEN to ask for a token, REMINT_SERVE_PERSON to decide on the console's pages, and REMINT_CLUSTER to the
+    address of a Ray cluster to use that one.
 
     Example: remint serve digits-vae digits-flow --port 8000
     """
-    home, _ = here()
+    home, params = here()
+    from flows.stack.console import pages
     from remint.promotion.shadow import settings_of
     from remint.serving.app import cluster, run
     from remint.serving.app.limits import Limits
 
     limits, token = Limits(body << 20, examples, waiting, seconds), os.environ.get("REMINT_SERVE_TOKEN")
-    terminal.say(f"http://{host}:{port}/docs lists what it answers")
+    refs, shadow = names or list(params.pipelines), partial(settings_of, home)
     if engine == Engine.ray:
-        cluster.serve(home, names, host, port, limits, every, device, token, replicas, terminal.say, settings_of)
+        terminal.say(f"http://{host}:{port}/docs lists what it answers")
+        cluster.serve(home, refs, host, port, limits, every, device, token, replicas, terminal.say, settings_of)
     else:
-        run.serve(home, names, host, port, limits, every, device, token, terminal.say, partial(settings_of, home))
+        terminal.say(f"http://{host}:{port}/ is the console, /docs lists what it answers")
+        shown = pages(home, params)
+        run.serve(home, refs, host, port, limits, every, device, token, terminal.say, shadow, shown, wait=not names)

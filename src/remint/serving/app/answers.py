@@ -8,6 +8,7 @@ Shapes: N examples of one request, X the axes of one example, Z latent.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from remint.data.blocks import Blocks
+from remint.runtime import scratch
 from remint.serving import interpolation
 from remint.serving.inputs import Examples
 from remint.serving.model import ServedModel
@@ -99,11 +101,16 @@ def _interpolate(served: ServedModel, requests: Sequence[Request]) -> list[Answe
 def _score(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
     from remint.serving.anomalies import scoring
 
-    found = [scoring.of_examples(served, _together([request]), **request.options) for request in requests]
-    return [
-        Answer(each.to_pandas().drop(columns="name"), about={"notes": each.summary.notes(), "by": each.summary.by})
-        for each in found
-    ]
+    answers = []
+    for request in requests:
+        options = dict(request.options)
+        with scratch.folder() as folder:
+            picture = folder / "explained.png" if options.pop("explain", False) else None
+            found = scoring.of_examples(served, _together([request]), explain=picture, **options)
+            explained = {"explained": base64.b64encode(picture.read_bytes()).decode()} if picture else {}
+        about = {"notes": found.summary.notes(), "by": found.summary.by, **explained}
+        answers.append(Answer(found.to_pandas().drop(columns="name"), about=about))
+    return answers
 
 
 def _impute(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:

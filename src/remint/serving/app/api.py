@@ -67,6 +67,7 @@ class ScoreBody(ExamplesBody):
     false_alarm_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     fdr: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     seed: Seed = 0
+    explain: Annotated[bool, Field(description="also a PNG: what each part adds to the highest scores")] = False
 
 
 class ImputeBody(ExamplesBody):
@@ -85,7 +86,7 @@ class InterpolateBody(ExamplesBody):
     steps: Annotated[int, Field(ge=2, le=1_000)] = 12
 
 
-OPTIONS = ("draws", "seed", "false_alarm_rate", "fdr")  # of a method that takes examples
+OPTIONS = ("draws", "seed", "false_alarm_rate", "fdr", "explain")  # of a method that takes examples
 WITHOUT_CLASS = ("log_prob", "score", "impute")  # methods that sum over the classes, or draw them, where none is given
 
 
@@ -191,7 +192,7 @@ class Api:
         return {**version.about, "since": version.since, "decision": version.decision, "refused": refused}
 
     def ready(self) -> Response:
-        missing = [name for name, slot in self.slots.items() if slot.version is None]
+        missing = [name for name, slot in self.slots.items() if slot.version is None and name not in self.follower.absent]
         return _refused(503, f"not loaded yet: {', '.join(missing)}") if missing else PlainTextResponse("ready\n")
 
     def _slot(self, name: str) -> Slot:
@@ -237,7 +238,7 @@ BODIES: dict[str, type[Body]] = {
 }
 
 
-def create_app(slots: dict[str, Slot], follower: Follower, limits: Limits, token: str | None = None) -> Any:
+def create_app(slots: dict[str, Slot], follower: Follower, limits: Limits, token: str | None = None) -> Door:
     """Return the application behind its door (limits.py). It stops following and answers what waits when it shuts down."""
 
     @asynccontextmanager
@@ -256,6 +257,7 @@ def create_app(slots: dict[str, Slot], follower: Follower, limits: Limits, token
     app.add_api_route("/healthz", lambda: PlainTextResponse("alive\n"), **text)
     app.add_api_route("/readyz", api.ready, **text, responses=_refusals(503))
     app.add_api_route("/metrics", api.metrics.page, **text)
+    app.state.api = api
     return Door(app, limits, token, api.metrics.refused)
 
 

@@ -71,15 +71,21 @@ class Follower:
         self.shadow_settings = shadow_settings
         self.shadows_refused: set[str] = set()  # hashes of rows whose version failed its checks
         self.refused: dict[str, int] = {}  # by name: the version that was tried and is not served
+        self.absent: dict[str, str] = {}  # by name: the ledger has no such version yet, in words
         self.problems: dict[str, str] = {}  # by name: why the ledger or a store could not be read at the last poll
         self.switches = 0
         self._unrecorded: list[Unrecorded] = []  # oldest first
+        self._wait = False  # for a version of a name
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
-    def start(self) -> None:
-        """Load each name once, in this thread, then follow. Raises NotFoundError if a name has no such version."""
-        for name in self.slots:
+    def start(self, *, wait: bool = False) -> None:
+        """Load each name once, in this thread, then follow. Raises NotFoundError if a name has no such version.
+
+        ``wait``: follow at once instead, and load a name when it has a version.
+        """
+        self._wait = wait
+        for name in () if wait else self.slots:
             self.look(name, first=True)
         self._thread.start()
 
@@ -89,7 +95,9 @@ class Follower:
         self._thread.join(STOP_SECONDS)
 
     def _follow(self) -> None:
-        while not self._stop.wait(self.every):
+        pause = 0.0 if self._wait else self.every
+        while not self._stop.wait(pause):
+            pause = self.every
             for name in self.slots:
                 self.look(name)
         for slot in self.slots.values():
@@ -102,9 +110,14 @@ class Follower:
             self._look(name)
             self._look_at_shadow(self.slots[name])
             self.problems.pop(name, None)
+            self.absent.pop(name, None)
         except RemintError as error:  # a store is away: the next poll tries again
-            if first and isinstance(error, NotFoundError) and self.slots[name].version is None:
-                raise
+            if isinstance(error, NotFoundError) and self.slots[name].version is None:
+                if first:
+                    raise
+                if self._wait:
+                    self.absent[name] = str(error)
+                    return
             self._problem(name, error)
         except Exception as error:  # noqa: BLE001  no fault may end the thread: it would follow no longer, in silence
             self._problem(name, RunError(f"{type(error).__name__}: {error}"))

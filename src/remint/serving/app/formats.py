@@ -1,4 +1,4 @@
-"""Bodies of requests and answers: JSON, .npy, PNG and Parquet.
+"""Bodies of requests and answers: JSON, .npy, PNG and Parquet. CSV is a body only.
 
 A body is a person's input: what it holds is read and checked as any input is (serving/inputs.py), and refused in one line.
 """
@@ -25,7 +25,8 @@ from remint.runtime import scratch
 from remint.serving.model import ServedModel
 
 JSON, NPY, PNG, PARQUET = "application/json", "application/x-npy", "image/png", "application/vnd.apache.parquet"
-FILES = {NPY: ".npy", PNG: ".png", PARQUET: ".parquet"}
+CSV = "text/csv"
+FILES = {NPY: ".npy", PNG: ".png", PARQUET: ".parquet", CSV: ".csv"}
 
 Array = np.ndarray[Any, Any]
 

@@ -1,4 +1,4 @@
-"""Limits of a server, and the check of its token, before a request reaches the application.
+"""Limits of a server, and the check of who asks (access.py), before a request reaches the application.
 
 A body that is too large is refused while it arrives, whatever its header says. All requests in progress share a bound of
 their bodies' bytes, and one of their examples (``Room``): what many clients send at once stays within the memory.
@@ -7,16 +7,13 @@ their bodies' bytes, and one of their examples (``Room``): what many clients sen
 from __future__ import annotations
 
 import asyncio
-import hmac
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from remint.errors import RemintError
-
-OPEN_PATHS = ("/healthz", "/readyz")  # without a token: probes of an orchestrator
-
+from remint.serving.app import access
 
 TOGETHER = 8  # requests of the largest size that are in progress at once, of all names together
 
@@ -53,10 +50,11 @@ class Room:
 
 
 class Door:
-    """ASGI application in front of another one: token and size of the body. ``count`` is told the status of each refusal."""
+    """ASGI application in front of another one: who asks, and the size of the body. ``count`` is told each refusal's status."""
 
     def __init__(self, app: Any, limits: Limits, token: str | None, count: Callable[[int], None]) -> None:
         self.app, self.limits, self.token, self.count = app, limits, token, count
+        self.login = False  # whether the application has a login page, where a browser without the token is sent
         self.held = 0  # bytes of the bodies of all requests in progress
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -64,7 +62,14 @@ class Door:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if self.token is not None and scope["path"] not in OPEN_PATHS and not self._may(headers.get(b"authorization", b"")):
+        if access.is_cross_site(scope["method"], headers):
+            await self._refuse(send, 403, "a page of another site sent this: it is not carried out")
+            return
+        if self.token is not None and not access.is_open(scope["path"]) and not access.has_token(headers, self.token):
+            if self.login and access.wants_page(scope["method"], headers):
+                await send({"type": "http.response.start", "status": 303, "headers": [(b"location", access.LOGIN.encode())]})
+                await send({"type": "http.response.body", "body": b""})
+                return
             await self._refuse(send, 401, "this server needs a token: send the header Authorization: Bearer TOKEN")
             return
         body = bytearray()
@@ -103,10 +108,6 @@ class Door:
         body = f'{{"detail": "{detail}"}}'.encode()
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
         await send({"type": "http.response.body", "body": body})
-
-    def _may(self, authorization: bytes) -> bool:
-        assert self.token is not None
-        return hmac.compare_digest(authorization, b"Bearer " + self.token.encode())
 
 
 def _whole(body: bytes, receive: Any) -> Any:

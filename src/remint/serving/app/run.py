@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from remint.errors import SettingsError
-from remint.runtime.addresses import LOOPBACK
+from remint.runtime.addresses import IPV6, LOOPBACK
 from remint.runtime.home import Home
+from remint.serving.app import access
 from remint.serving.app.api import create_app
 from remint.serving.app.follow import Follower, ShadowSettings, no_shadow
 from remint.serving.app.limits import TOGETHER, Limits, Room
 from remint.serving.app.slot import DRAIN_SECONDS, Slot
+from remint.serving.console.challengers import Challengers
+from remint.serving.console.pages import Console
+from remint.serving.console.source import Source
 
 
-def check(refs: Sequence[str], host: str, token: str | None, tell: Callable[[str], None]) -> list[str]:
+@dataclass(frozen=True)
+class Pages:
+    """The console of a server. ``person_header``: where a proxy writes who asks; None: nobody may decide on its pages."""
+
+    source: Source
+    person_header: str | None = None
+
+
+def check(
+    refs: Sequence[str], host: str, token: str | None, tell: Callable[[str], None], person_header: str | None = None
+) -> list[str]:
     """Return the names of the models. Tell if anybody may ask.
 
-    Raises SettingsError if a name is given twice, or if no client can send the token.
+    Raises SettingsError if a name is given twice, if no client can send the token, or if a person's name could be anybody's.
     """
     names = [re.split("[@/]", ref)[0] for ref in refs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise SettingsError(f"{twice} is given twice: one version of a name for each server")
-    if token is not None and not re.fullmatch(r"[!-~]+", token):
-        raise SettingsError("REMINT_SERVE_TOKEN is empty, or has spaces or no ASCII, which no client can send: set another")
+    access.check(token, person_header)
     if host not in LOOPBACK and token is None:
         tell(f"anybody who reaches {host} can ask this server: set REMINT_SERVE_TOKEN, or put a proxy with a login before it")
     return names
@@ -40,17 +53,25 @@ def build(
     token: str | None,
     tell: Callable[[str], None],
     shadow_settings: ShadowSettings = no_shadow,
+    pages: Pages | None = None,
+    wait: bool = False,
 ) -> Any:
     """Return the application, with a version loaded for each name.
 
-    ``every``: seconds between two looks at the ledger. ``shadow_settings``: of a version that awaits shadow, by its row. Raises
-    NotFoundError if a name has no such version.
+    ``every``: seconds between two looks at the ledger. ``shadow_settings``: of a version that awaits shadow, by its row.
+    ``wait``: load the versions later, each name when it has one. Raises NotFoundError if a name has no such version.
     """
     room = Room(TOGETHER * limits.examples)
     slots = {slot.name: slot for slot in (Slot(ref, limits.waiting, room) for ref in refs)}
     follower = Follower(home, slots, every, device, tell, shadow_settings)
-    follower.start()
-    return create_app(slots, follower, limits, token)
+    follower.start(wait=wait)
+    door = create_app(slots, follower, limits, token)
+    if pages is not None:
+        challengers = Challengers(home, device, limits.waiting, room)
+        console = Console(door.app.state.api, pages.source, challengers, pages.person_header, token)
+        door.app.include_router(console.router())
+        door.login = True
+    return door
 
 
 def serve(
@@ -64,10 +85,19 @@ def serve(
     token: str | None,
     tell: Callable[[str], None],
     shadow_settings: ShadowSettings = no_shadow,
+    pages: Pages | None = None,
+    wait: bool = False,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; requests in flight are answered. ``port`` 0 takes a free one."""
-    import uvicorn
+    """Serve until SIGINT or SIGTERM; requests in flight are answered. ``port`` 0 takes a free one.
 
-    check(refs, host, token, tell)
-    app = build(home, refs, limits, every, device, token, tell, shadow_settings)
+    On this machine only and without a token it answers to this machine's names only: a page in a browser could else reach it
+    under a name of its own (DNS rebinding).
+    """
+    import uvicorn
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    check(refs, host, token, tell, pages.person_header if pages else None)
+    app = build(home, refs, limits, every, device, token, tell, shadow_settings, pages, wait)
+    if host in LOOPBACK and token is None:
+        app = TrustedHostMiddleware(app, allowed_hosts=[*LOOPBACK, IPV6], www_redirect=False)
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)

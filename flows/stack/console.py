@@ -1,0 +1,53 @@
+"""The console of this home: its pages put together, and the process of it in the local stack.
+
+python -m flows.stack.console PORT    serves each pipeline of params.yaml on this machine, from when it has a champion on
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from flows.stack.outlook import Outlooks
+from remint.errors import RemintError
+from remint.promotion.console import Registry
+from remint.promotion.shadow import settings_of
+from remint.runtime.addresses import LOOPBACK
+from remint.runtime.home import Home
+from remint.runtime.parent import die_with_parent
+from remint.serving.app.limits import Limits
+from remint.serving.app.run import Pages, serve
+from remint.settings.params import Params, load_params
+from remint.stores import git
+
+EVERY = 5.0  # seconds between two looks at the ledger
+
+
+def pages(home: Home, params: Params) -> Pages:
+    """Return the console's pages over the stores of a home and the Prefect server that it uses."""
+    return Pages(Registry(home, params, Outlooks(home, params)), os.environ.get("REMINT_SERVE_PERSON"))
+
+
+def main() -> None:
+    """Serve until a signal arrives or the parent process ends."""
+    die_with_parent()
+    port = int(sys.argv[1])
+    print(f"The console starts at http://{LOOPBACK[0]}:{port}", flush=True)
+    try:
+        home = Home.of(git.repository_of(Path.cwd()))
+        params, token = load_params(home.repository), os.environ.get("REMINT_SERVE_TOKEN")
+        names = tuple(params.pipelines)
+        shadow, shown = partial(settings_of, home), pages(home, params)
+        serve(home, names, LOOPBACK[0], port, Limits(), EVERY, "cpu", token, _say, shadow, shown, wait=True)
+    except RemintError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What the console shows of the registry and the ledger, and the decisions of a person on it (serving/console/source.py).
+
+Reading writes nothing. What a version measured never changes, so it is read from MLflow once: a page reads the ledger only,
+and MLflow for versions that are new since the last page.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from remint.errors import IntegrityError, NotFoundError, RemintError
+from remint.promotion import decide, queries, why
+from remint.promotion.page.write import NAME as REPORT
+from remint.records import LedgerRow, MetricValue
+from remint.runtime import scratch
+from remint.runtime.home import Home
+from remint.serving.console.source import Concern, Entry, History, Night, Outlook, Rule, Story, Verification
+from remint.settings.params import Params
+from remint.stores.open import open_ledger, open_serving_events, open_tracking
+
+NIGHTS = 60  # versions in a chart
+ROWS = 3 * NIGHTS  # rows that are read for them: a version may be judged again, and a person may decide
+
+Values = Mapping[str, MetricValue]
+
+
+class Registry:
+    """Source of the console. ``outlooks``: what the scheduler knows, by pipeline."""
+
+    def __init__(self, home: Home, params: Params, outlooks: Callable[[], Mapping[str, Outlook]]) -> None:
+        self.home, self.params, self.outlooks = home, params, outlooks
+        self._lock = threading.Lock()
+        self._measured: dict[str, dict[int, Values]] = {}
+        self._drift: dict[str, str] = {}  # by the hash of a row: the drift before its version, or ""
+
+    def names(self) -> list[str]:
+        found = list(self.params.pipelines)
+        with suppress(NotFoundError):  # there is no ledger yet
+            found += [name for name in open_ledger(self.home, make=False).models() if name not in self.params.pipelines]
+        return found
+
+    def overview(self) -> list[Entry]:
+        outlooks = self.outlooks()
+        return [self._entry(name, outlooks.get(name, Outlook())) for name in self.names()]
+
+    def history(self, name: str, count: int | None) -> History:
+        if name not in self.names():
+            raise NotFoundError(f"unknown model '{name[:100]}': neither params.yaml nor the ledger has it")
+        entry = self._entry(name, self.outlooks().get(name, Outlook()))
+        try:
+            book, kept = open_ledger(self.home, make=False), open_serving_events(self.home, make=False)
+        except NotFoundError:
+            return History(entry, [], [], [])
+        rows = book.rows(name) if count is None else book.newest(name, count)
+        events = kept.of(name)[::-1][:count]
+        return History(entry, open_tracking(self.home).versions(name, count), rows[::-1], events)
+
+    def verify(self, name: str) -> Verification:
+        found = queries.history(self.home, name, verify=True)
+        findings = [*found.findings, *open_serving_events(self.home, make=False).verify(name)]
+        return Verification(len(found.rows), found.kept_hashes, findings)
+
+    def story(self, name: str, version: int, against: int | None) -> Story:
+        found = open_tracking(self.home).version(f"{name}/{version}")
+        if against is not None:
+            open_tracking(self.home).version(f"{name}/{against}")
+        answer, judged = why.explain(self.home, found, against), queries.kept_decision(self.home, found)
+        return Story(
+            version=found,
+            champion=open_ledger(self.home, make=False).champion(name),
+            against=answer.former.version if answer.former else None,
+            sections=[section for section in why.sections(answer) if section[0] not in ("Decisions", "Approved")],
+            rules=[Rule(rule.rule.replace("_", " "), rule.passed, rule.reason) for rule in judged.rules] if judged else [],
+            rows=answer.decisions[::-1],
+        )
+
+    def report(self, name: str, version: int) -> bytes | None:
+        page = self.home.report(name, version) / REPORT
+        with suppress(FileNotFoundError):
+            return page.read_bytes()
+        with scratch.folder() as folder, suppress(IntegrityError):
+            found = open_tracking(self.home).version(f"{name}/{version}")
+            return open_tracking(self.home).attachment(found, REPORT, Path(folder)).read_bytes()
+        return None
+
+    def promote(self, name: str, version: int, reason: str, against: str, who: str) -> LedgerRow:
+        return decide.promote(self.home, f"{name}/{version}", reason, decide.parse_against(against), who)
+
+    def reject(self, name: str, version: int, reason: str, who: str) -> LedgerRow:
+        return decide.reject(self.home, f"{name}/{version}", reason, who)
+
+    def rollback(self, name: str, reason: str, who: str) -> LedgerRow:
+        return decide.rollback(self.home, name, reason, who)
+
+    def _entry(self, name: str, outlook: Outlook) -> Entry:
+        """Return one pipeline. What cannot be read about it is one of its concerns, and the others are still shown."""
+        failed = [Concern("run failed", outlook.failure)] if outlook.failure else []
+        try:
+            book = open_ledger(self.home, make=False)
+            rows, last, made = book.newest(name, ROWS), book.last(name), book.made_champion(name)
+            return Entry(
+                name=name,
+                champion=last.champion_after if last else None,
+                since=made.at if made and last and last.champion_after is not None else "",
+                last=last,
+                metric=self._metric(name),
+                nights=self._nights(name, rows),
+                outlook=outlook,
+                concerns=[*failed, *self._concerns(name, rows)],
+            )
+        except NotFoundError:  # there is no ledger yet
+            return Entry(name, None, "", None, "", (), outlook, failed)
+        except RemintError as error:
+            return Entry(name, None, "", None, "", (), outlook, [*failed, Concern("not readable", str(error))])
+
+    def _metric(self, name: str) -> str:
+        pipeline = self.params.pipelines.get(name)
+        if pipeline is None:
+            return ""
+        improve = pipeline.promotion.improve
+        return improve.metrics[0] if improve else next(iter(sorted(pipeline.promotion.metrics())), "")
+
+    def _nights(self, name: str, rows: Sequence[LedgerRow]) -> list[Night]:
+        first = {row.version: row.at for row in reversed(rows)}
+        action = {row.version: row.action for row in rows}
+        shown = sorted(first, key=lambda version: first[version])[-NIGHTS:]
+        measured = self._values(name, shown)
+        return [Night(version, first[version], action[version], measured.get(version, {})) for version in shown]
+
+    def _values(self, name: str, versions: Sequence[int]) -> Mapping[int, Values]:
+        with self._lock:
+            known = self._measured.setdefault(name, {})
+            lacking = [version for version in versions if version not in known]
+            if lacking:
+                store = open_tracking(self.home)
+                known |= {version.version: version.tags.measurements for version in store.versions(name, len(lacking))}
+                for version in set(lacking) - set(known):
+                    known[version] = {}  # for good, if remint gc removed it
+                    with suppress(NotFoundError):
+                        known[version] = store.version(f"{name}/{version}").tags.measurements
+            return dict(known)
+
+    def _concerns(self, name: str, rows: Sequence[LedgerRow]) -> list[Concern]:
+        if not rows:
+            return []
+        champion, newest = rows[-1].champion_after, {row.version: row for row in rows}
+        found = [
+            Concern("awaits approval", f"it has waited for a decision since {row.at[:10]}", row.version)
+            for row in newest.values()
+            if row.action == "awaiting_approval" and row.champion_before == champion
+        ]
+        event = open_serving_events(self.home, make=False).newest(name)
+        if event is not None and event.event == "refused" and event.version == champion:
+            found.append(Concern("not served", f"{event.host} does not serve {name}/{champion}: {event.why}", champion))
+        judged = next((row for row in reversed(rows) if row.evidence), None)
+        if judged is not None and judged.version != champion:
+            drift = self._drift_before(judged)
+            found += [Concern("data drifted", drift, judged.version)] if drift else []
+        return found
+
+    def _drift_before(self, row: LedgerRow) -> str:
+        """Return the drift of the data since the champion was trained, as it was when a version was judged; "" for none."""
+        if row.hash not in self._drift:
+            drift = None
+            with suppress(NotFoundError):  # the version is gone
+                drift = queries.kept_drift(self.home, open_tracking(self.home).version(f"{row.model}/{row.version}"))
+            self._drift[row.hash] = drift.summary if drift and drift.changed else ""
+        return self._drift[row.hash]
