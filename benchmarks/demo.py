@@ -89,7 +89,7 @@ def demo(folder: Path) -> None:
 def noop(folder: Path) -> None:
     run(folder, "digits-vae")
     claim("no-op run, no server running (median of 3)", statistics.median(_timed(folder) for _ in range(3)), "s", 25)
-    environment = {**os.environ, "REMINT_PREFECT_PORT": "4297", "REMINT_MLFLOW_PORT": "5097"}
+    environment = {**os.environ, "REMINT_PREFECT_PORT": "4297", "REMINT_MLFLOW_PORT": "5097", "REMINT_CONSOLE_PORT": "8097"}
     stack = subprocess.Popen([*REMINT, "up"], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait("http://127.0.0.1:4297/api/health")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 
@@ -12,13 +13,13 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 from remint.errors import OrchestrationError, SettingsError
 from remint.runtime.addresses import LOOPBACK
 
-VARIABLES = {"prefect": "REMINT_PREFECT_PORT", "mlflow": "REMINT_MLFLOW_PORT"}
-DEFAULTS = {"prefect": 4200, "mlflow": 5000}
-NAMES = {"prefect": "Prefect", "mlflow": "MLflow"}
+VARIABLES = {"prefect": "REMINT_PREFECT_PORT", "mlflow": "REMINT_MLFLOW_PORT", "console": "REMINT_CONSOLE_PORT"}
+DEFAULTS = {"prefect": 4200, "mlflow": 5000, "console": 8000}
+NAMES = {"prefect": "Prefect", "mlflow": "MLflow", "console": "the console"}
 
 
 def port_of(server: str) -> int:
-    """Return the port of a server, "prefect" or "mlflow". Raises SettingsError if its variable holds no port."""
+    """Return the port of a server: "prefect", "mlflow" or "console". Raises SettingsError if its variable holds no port."""
     value = os.environ.get(VARIABLES[server]) or str(DEFAULTS[server])
     if not (value.isascii() and value.isdigit() and 0 < int(value) < 2**16):
         raise SettingsError(f"{VARIABLES[server]}: expected a port from 1 to 65535, not '{value}'")
@@ -27,9 +28,10 @@ def port_of(server: str) -> int:
 
 def check_free(ports: Mapping[str, int]) -> None:
     """Raise OrchestrationError, in one line, if a server cannot have its port; SettingsError if two have the same."""
-    if len(set(ports.values())) < len(ports):
-        names = " and ".join(VARIABLES[server] for server in ports)
-        raise SettingsError(f"{names} are the same port, {next(iter(ports.values()))}: give each server its own")
+    for port, count in Counter(ports.values()).items():
+        if count > 1:
+            names = " and ".join(VARIABLES[server] for server in ports if ports[server] == port)
+            raise SettingsError(f"{names} are the same port, {port}: give each server its own")
     refusals = {server: _refusal(port) for server, port in ports.items()}
     lines = [f"{why}, and {NAMES[server]} needs it ({VARIABLES[server]})" for server, why in refusals.items() if why]
     if lines:

@@ -1,4 +1,4 @@
-"""Local stack in one terminal: Prefect server, MLflow server and worker, from the Procfile.
+"""Local stack in one terminal: Prefect server, MLflow server, worker and console, from the Procfile.
 
 The worker is stopped first: its flows get time to finish and report their state to the servers. When it is gone, honcho stops
 the servers.
@@ -43,6 +43,7 @@ def up(home: Home) -> int:
     if not home.tracking_uri.startswith("http"):
         addresses["mlflow"] = f"http://127.0.0.1:{mlflow_port}"
         needed["mlflow"] = mlflow_port
+    needed["console"] = ports.port_of("console")
     ports.check_free(needed)
     for folder in (home.prefect, home.path / "mlflow"):  # MLflow makes no folder for an address with ?uri=true
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +55,7 @@ def up(home: Home) -> int:
         "REMINT_HOME": str(home.path),
         "REMINT_PREFECT_PORT": str(prefect_port),
         "REMINT_MLFLOW_PORT": str(mlflow_port),
+        "REMINT_CONSOLE_PORT": str(needed["console"]),
         # Not on mlflow's command line, which all users of this machine can read: the address may hold a password.
         "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
         "MLFLOW_ARTIFACTS_DESTINATION": home.artifacts,
@@ -65,7 +67,10 @@ def up(home: Home) -> int:
     note = home.path / "stack.json"
     note.write_text(json.dumps(addresses) + "\n")
     stack = subprocess.Popen(
-        [sys.executable, "-c", HONCHO, *addresses, "worker"], cwd=home.repository, env=environment, start_new_session=True
+        [sys.executable, "-c", HONCHO, *addresses, "worker", "console"],
+        cwd=home.repository,
+        env=environment,
+        start_new_session=True,
     )
     asked = 0
 

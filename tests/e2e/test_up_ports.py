@@ -18,7 +18,7 @@ from tests.support.ports import free_port
 from tests.support.processes import command_line
 from tests.support.team import Team
 
-VARIABLES = {"Prefect": "REMINT_PREFECT_PORT", "MLflow": "REMINT_MLFLOW_PORT"}
+VARIABLES = {"Prefect": "REMINT_PREFECT_PORT", "MLflow": "REMINT_MLFLOW_PORT", "the console": "REMINT_CONSOLE_PORT"}
 
 
 @pytest.fixture
@@ -97,6 +97,6 @@ def test_a_port_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch,
         ports.port_of("mlflow")
 
 
-def test_one_port_for_both_servers_is_refused() -> None:
-    with pytest.raises(SettingsError, match="REMINT_PREFECT_PORT and REMINT_MLFLOW_PORT are the same port"):
-        ports.check_free({"prefect": 4200, "mlflow": 4200})
+def test_one_port_for_two_servers_is_refused() -> None:
+    with pytest.raises(SettingsError, match="^REMINT_PREFECT_PORT and REMINT_CONSOLE_PORT are the same port, 4200"):
+        ports.check_free({"prefect": 4200, "mlflow": 5000, "console": 4200})

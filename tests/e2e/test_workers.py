@@ -6,6 +6,7 @@ The stack's servers listen on 127.0.0.1, and answer to no other name (cases 29 a
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -60,10 +61,10 @@ def is_refused(url: str, **headers: str) -> bool:
         with urllib.request.urlopen(request, timeout=10):
             return False
     except urllib.error.HTTPError as error:
-        return error.code == 403
+        return error.code in (400, 403)
 
 
-def assert_local_only(prefect: int, mlflow: int, stack: int) -> None:
+def assert_local_only(prefect: int, mlflow: int, console: int, stack: int) -> None:
     """Check the sockets of the real processes, and requests with other host names and origins."""
     processes = [psutil.Process(stack), *psutil.Process(stack).children(recursive=True)]
     sockets = [
@@ -72,9 +73,10 @@ def assert_local_only(prefect: int, mlflow: int, stack: int) -> None:
         for each in query_or_default(process.net_connections, [])
         if each.status == psutil.CONN_LISTEN
     ]
-    assert {each.laddr.port for each in sockets} >= {prefect, mlflow}
+    assert {each.laddr.port for each in sockets} >= {prefect, mlflow, console}
     assert {each.laddr.ip for each in sockets} == {"127.0.0.1"}, sockets
-    for url in (f"http://127.0.0.1:{prefect}/api/admin/version", f"http://127.0.0.1:{mlflow}/", f"http://127.0.0.1:{prefect}/"):
+    paths = (f"{prefect}/api/admin/version", f"{mlflow}/", f"{prefect}/", f"{console}/")
+    for url in (f"http://127.0.0.1:{path}" for path in paths):
         for host in ("evil.example", "10.evil.example", "127.0.0.1.evil.example"):
             assert is_refused(url, Host=host), (url, host)
         assert not is_refused(url) and not is_refused(
@@ -132,7 +134,12 @@ def test_1_a_schedule_starts_a_run_that_registers_a_version(scheduled: Scheduled
     assert (run["name"], run["state_name"]) == (f"digits-flow {due:%Y-%m-%d}", "Promoted")
     (version,) = team.json("models", "digits-flow")
     assert version["aliases"] == ["champion"] and version["commit"] == team.sh("git rev-parse HEAD").strip()
-    assert_local_only(stack.port, stack.mlflow_port, stack.up.pid)
+    assert_local_only(stack.port, stack.mlflow_port, stack.console_port, stack.up.pid)
+    page = urllib.request.urlopen(f"http://127.0.0.1:{stack.console_port}/", timeout=60).read().decode()
+    assert f'<a href="/models/digits-flow/{version["version"]}">' in page, "the console shows the first champion"
+    assert "digits-vae" in page and "2028-02-29 00:00 UTC" in page, "and when Prefect starts the next run"
+    served = f"http://127.0.0.1:{stack.console_port}/v1/models/digits-flow"
+    stack.wait_for(lambda: json.load(urllib.request.urlopen(served, timeout=20))["version"] == version["version"])
     assert {entry["pipeline"] for entry in team.json("deploy")} == {"digits-flow", "digits-vae"}
     stack.request(f"/deployments/{stack.deployment('digits-flow')['id']}/pause_deployment", {})  # the next test runs without it
 

@@ -38,13 +38,12 @@ class Stack:
             content["pipelines"][pipeline]["schedule"] = {"interval": seconds}
         write_params(content, team.folder)
         team.sh("git commit -qam 'schedules'")
-        self.port, self.mlflow_port = free_port(), free_port()
+        self.port, self.mlflow_port, self.console_port = free_port(), free_port(), free_port()
         self.start()
 
     def start(self) -> None:
-        self.up = self.team.start(
-            "up", log=self.log, REMINT_PREFECT_PORT=str(self.port), REMINT_MLFLOW_PORT=str(self.mlflow_port)
-        )
+        ports = {"PREFECT": self.port, "MLFLOW": self.mlflow_port, "CONSOLE": self.console_port}
+        self.up = self.team.start("up", log=self.log, **{f"REMINT_{name}_PORT": str(port) for name, port in ports.items()})
         self.wait_for(lambda: "Worker 'local' started" in self.log.read_text())
 
     def wait_for(self, condition: Callable[[], Any], seconds: float = 120.0) -> Any:

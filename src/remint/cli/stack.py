@@ -66,7 +66,7 @@ def deploy(
 
 @app.command()
 def up() -> None:
-    """Start the local stack in this terminal: Prefect server, MLflow server, and a worker that runs the schedules.
+    """Start the local stack in this terminal: Prefect server, MLflow server, a worker that runs the schedules, and the console.
 
     Example: remint up
     """
