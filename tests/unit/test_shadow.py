@@ -306,6 +306,7 @@ def test_enough_answers_promote_and_everything_follows_the_row(home: Home) -> No
     assert decision is not None and decision.evidence["shadow"] == kept.digest and decision.digest == new.decision
     assert kept.digest[:12] in new.why and kept_decisions.differences(home, MODEL, open_ledger(home).raw(MODEL)) == []
     page = (home.report(MODEL, 2) / write.NAME).read_text()
+    assert "110 copies of requests on a, 2026-11-30 10:00 to 2026-11-30 11:00 UTC; 0 more were dropped" in page
     assert "<b>promoted</b>" in page and "shadow_error_rate" in page and "host-7" in page
     assert said.announced == [(decision, new)] and said.judge(home) == [] and said.lines == []
     open_serving_events(home).append(MODEL, "switched", 2, "host-8", "it passed")
