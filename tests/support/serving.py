@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +54,7 @@ class Serving:
             self.process = subprocess.Popen(command, cwd=self.repository, env=environment, stdout=log, stderr=log)
         self.wait_for(lambda: httpx.get(f"{self.address}/readyz").status_code == 200)
 
-    def wait_for(self, reached: Any) -> None:
+    def wait_for(self, reached: Callable[[], bool]) -> None:
         """Wait until ``reached()`` is true. An address that does not answer counts as false."""
         deadline = time.monotonic() + PATIENCE
         while True:

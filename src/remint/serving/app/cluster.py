@@ -210,7 +210,7 @@ def _deploy(application: str, replicas: int, device: str, limits: Limits, home: 
     serve.start(proxy_location="Disabled", logging_config=quiet)  # the front listens: a lost replica is no error of a client
     deployment: Any = serve.deployment(
         num_replicas=replicas,
-        max_ongoing_requests=limits.waiting * len(refs),
+        max_ongoing_requests=2 * limits.waiting * len(refs),  # more than may wait, so that the replica says 429
         health_check_period_s=2.0,
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
