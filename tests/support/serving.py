@@ -22,7 +22,7 @@ from tests.support.promotion_cases import MODEL
 from tests.support.team import REMINT, SOURCE
 
 BODY = {"count": 3, "seed": 6}
-PATIENCE = 120.0  # seconds until a server is ready, or follows
+PATIENCE = 300.0  # seconds until a server is ready, or follows, on a loaded machine
 
 
 @dataclass
