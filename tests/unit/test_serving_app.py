@@ -179,6 +179,7 @@ def test_bodies_that_are_no_json_and_names_that_are_none_are_refused(server: Run
         assert said.status_code == 422 and "\n" not in said.json()["detail"]
     assert server.http.post("/v1/models/none:sample", json={}).status_code == 404
     assert server.http.get("/v1/models/none").status_code == 404
+    assert "unknown model 'no\\nne': this" in server.http.get("/v1/models/no%0Ane").json()["detail"]
     assert server.http.post(f"{URL}:nothing", json={}).status_code in (404, 405)
 
 
@@ -698,6 +699,8 @@ def test_wrong_classes_and_rows_of_a_conditional_model_are_refused(tmp_path: Pat
                 assert said.status_code == 422, (method, classes)
         said = http.post("/v1/models/m:encode", json={"rows": rows, "class": [0]})
         assert "1 classes for 2 examples" in said.json()["detail"]
+        said = http.post("/v1/models/m:sample", json={"class": "of\ntwo lines"})
+        assert said.status_code == 422 and "unknown class 'of two lines'" in said.json()["detail"]
         first = served.spec.columns[0].name
         for wrong in ({}, -(10**30), [1, [2]]):
             assert http.post("/v1/models/m:encode", json={"rows": [{**rows[0], first: wrong}], "class": 0}).status_code == 422

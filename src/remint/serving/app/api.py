@@ -197,7 +197,7 @@ class Api:
 
     def _slot(self, name: str) -> Slot:
         if name not in self.slots:
-            raise HTTPException(404, f"unknown model '{name[:100]}': this server has {', '.join(self.slots)}")
+            raise HTTPException(404, f"unknown model {name[:100]!r}: this server has {', '.join(self.slots)}")
         return self.slots[name]
 
     def _check_count(self, count: int) -> None:
@@ -216,7 +216,7 @@ class TooMany(RemintError):
 
 
 def _refused(status: int, detail: str) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status)
+    return JSONResponse({"detail": " ".join(detail.splitlines())}, status)  # it may repeat a person's text, of several lines
 
 
 def _one_line(error: Exception) -> str:
