@@ -158,8 +158,6 @@ def serve(
 
     Raises SettingsError if Ray is not installed or no cluster answers, NotFoundError if a name has no such version.
     """
-    import uvicorn
-
     names = run.check(refs, host, token, tell)
     for ref in refs:
         resolve(home, ref)
@@ -178,8 +176,7 @@ def serve(
         front = Front(ask, names, limits.seconds)
         # uvicorn raises a signal again when it has answered what was in flight; Ray's own handler would make it a failure.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        app = Door(front, limits, token, front.requests.refused)
-        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)
+        run.listen(Door(front, limits, token, front.requests.refused), host, port, token)
     finally:
         ray.serve.delete(application)
         ray.shutdown()

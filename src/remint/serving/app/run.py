@@ -89,7 +89,13 @@ def serve(
     pages: Pages | None = None,
     wait: bool = False,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; requests in flight are answered. ``port`` 0 takes a free one.
+    """Serve by this process until SIGINT or SIGTERM, as ``listen`` does."""
+    check(refs, host, token, tell, pages.person_header if pages else None)
+    listen(build(home, refs, limits, every, device, token, tell, shadow_settings, pages, wait), host, port, token)
+
+
+def listen(app: Any, host: str, port: int, token: str | None) -> None:
+    """Answer HTTP until SIGINT or SIGTERM; requests in flight are answered. ``port`` 0 takes a free one.
 
     On this machine only and without a token it answers to this machine's names only: a page in a browser could else reach it
     under a name of its own (DNS rebinding).
@@ -97,8 +103,6 @@ def serve(
     import uvicorn
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    check(refs, host, token, tell, pages.person_header if pages else None)
-    app = build(home, refs, limits, every, device, token, tell, shadow_settings, pages, wait)
     if host in LOOPBACK and token is None:
         app = TrustedHostMiddleware(app, allowed_hosts=[*LOOPBACK, IPV6], www_redirect=False)
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)
