@@ -52,6 +52,7 @@ from remint.serving.anomalies.calibration import fit_reference, part_scores
 from remint.settings.recipe import MODEL_SETTINGS, Recipe, TrainingSettings
 from remint.training import train
 from remint.training.checkpoint import Checkpoints
+from remint.training.state import TrainingState
 
 Array = np.ndarray[Any, Any]
 Example = tuple[Array, Array, DataSpec]  # normal examples, anomalies, and their form
@@ -163,6 +164,11 @@ def dataset_of(usual_NX: Array, spec: DataSpec, seed: int) -> tuple[Dataset, Arr
 
 def fitted(family: str, dataset: Dataset, model: dict[str, Any], training: dict[str, Any]) -> Model:
     """Return a model of the training split."""
+    return training_of(family, dataset, model, training).served()
+
+
+def training_of(family: str, dataset: Dataset, model: dict[str, Any], training: dict[str, Any]) -> TrainingState:
+    """Return a finished training."""
     recipe = Recipe(
         dataset="anomaly",
         family=family,
@@ -174,7 +180,7 @@ def fitted(family: str, dataset: Dataset, model: dict[str, Any], training: dict[
     with tempfile.TemporaryDirectory() as folder, deterministic(threads=1):
         checkpoints = Checkpoints(Path(folder), "anomaly")
         with checkpoints.held("benchmarks/anomaly.py"):
-            return train.fit(recipe, dataset, World(0, 1, torch.device("cpu")), checkpoints, lambda: False).served()
+            return train.fit(recipe, dataset, World(0, 1, torch.device("cpu")), checkpoints, lambda: False)
 
 
 def peers(dataset: Dataset, spec: DataSpec) -> Iterator[tuple[str, Callable[[Array], Array]]]:

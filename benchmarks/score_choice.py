@@ -6,6 +6,9 @@ fashion, one class held out     six trainings without one class, which is told f
 fashion, one class normal       four trainings of one class, which is told from images of the other nine
 wine, cancer                    trainings without one class of wines, and without the malignant biopsies
 
+A GAN is compared on the images, with two scores that remint does not have: minus the score of its critic, and the error of the
+example that a search in latent space finds (models/inversion.py), of SEARCHED examples each, since a search takes milliseconds.
+
 Fashion-MNIST (Debian's package dataset-fashion-mnist) is reduced to 8 x 8 pixels of 17 levels and about 1,300 training images, as
 many as of digits. Each sum in SUMS is the candidate for the default. Prints the mean AUROC and the least one of each candidate,
 and writes docs/results/score_choice.json. It has no bound: docs/decisions/0003-anomaly-score.md has the conclusion.
@@ -23,13 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.datasets import load_breast_cancer, load_wine
 
-from benchmarks.anomaly import MODELS, Array, Example, auroc, dataset_of, fitted, standardised
+from benchmarks.anomaly import MODELS, Array, Example, auroc, dataset_of, standardised, training_of
 from benchmarks.pipelines import line, write
 from remint.models.scores import Scorer
 from remint.records import DataSpec
 from remint.serving.anomalies.calibration import fit_reference, part_scores
+from remint.training.state import TrainingState
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 HELD_OUT, NORMAL = (0, 1, 5, 7, 8, 9), (0, 2, 4, 7)
@@ -41,6 +46,19 @@ TABLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "flow": ({"coupling": "affine", "couplings": 8, "hidden": 64, "dropout": 0.2}, {"steps": 600, "learning_rate": 5e-3}),
 }
+GAN: tuple[dict[str, Any], dict[str, Any]] = (
+    {
+        "latent": 32,
+        "hidden": 256,
+        "layers": 3,
+        "penalty": 10.0,
+        "penalty_final": 0.5,
+        "penalty_every": 4,
+        "critic_learning_rate": 1.33,
+    },
+    {"steps": 3000, "learning_rate": 1.5e-3, "ema": 0.998},
+)
+SEARCHED = 200
 SUMS = (
     "likelihood",
     "relative",
@@ -55,6 +73,9 @@ SUMS = (
     "samples + relative",
     "neighbours + relative + latent",
     "neighbours + relative + reconstruction",
+    "critic",
+    "neighbours + critic",
+    "neighbours + samples + critic",
 )
 
 
@@ -88,20 +109,36 @@ def measured(data: str, example: Example) -> Iterator[dict[str, Any]]:
     """Yield the AUROC of each candidate that a family has."""
     usual_NX, other_NX, spec = example
     dataset, normal_NX = dataset_of(usual_NX, spec, seed=0)
-    for family, (model, training) in (TABLES if spec.is_table else MODELS).items():
-        trained = fitted(family, dataset, model, {**training, "seed": 0})
+    for family, (model, training) in (TABLES if spec.is_table else {**MODELS, "gan": GAN}).items():
+        state = training_of(family, dataset, model, {**training, "seed": 0})
+        trained = state.served()
         scorer = Scorer(trained, spec, fit_reference(trained, spec, dataset.train, dataset.validation))
-        mean_S, spread_S = scorer.reference["statistics_2S"].numpy()
-        standard = [
-            {
-                name: (each.numpy() - mean) / spread
-                for (name, each), mean, spread in zip(part.items(), mean_S, spread_S, strict=True)
-            }
-            for part in (part_scores(scorer, normal_NX), part_scores(scorer, other_NX))
-        ]
+        if family == "gan":
+            validation, *parts = (
+                gan_scores(state, scorer, x_NX[:SEARCHED]) for x_NX in (np.asarray(dataset.validation.x_NX), normal_NX, other_NX)
+            )
+            scale = {name: (each.mean(), each.std()) for name, each in validation.items()}
+        else:
+            parts = [{name: each.numpy() for name, each in part_scores(scorer, x_NX).items()} for x_NX in (normal_NX, other_NX)]
+            scale = dict(zip(parts[0], scorer.reference["statistics_2S"].numpy().T, strict=True))
+        standard = [{name: (each - scale[name][0]) / scale[name][1] for name, each in part.items()} for part in parts]
         for candidate in (each for each in SUMS if {*each.split(" + ")} <= standard[0].keys()):
             normal_N, other_M = (np.sum([each[name] for name in candidate.split(" + ")], 0) for each in standard)
             yield {"data": data, "family": family, "score": candidate, "auroc": auroc(normal_N, other_M)}
+
+
+def gan_scores(state: TrainingState, scorer: Scorer, x_NX: Array) -> dict[str, Array]:
+    """Return the scores that a GAN has, and those by its critic and by a search in latent space."""
+    model: Any = scorer.model
+    critic = state.critic
+    assert critic is not None
+    critic.load_state_dict(state.served_critic())
+    x = torch.from_numpy(np.ascontiguousarray(x_NX))
+    again_NX = model.decode(model.encode(x.float(), None), None)
+    with torch.no_grad():
+        score_N = critic.eval()(model.space.encode(x.float()), None)
+        found = {**part_scores(scorer, x_NX), "critic": -score_N, "reconstruction": scorer.reconstruction(x, again_NX)}
+    return {name: each.double().numpy() for name, each in found.items()}
 
 
 def main() -> int:
