@@ -32,6 +32,7 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
     *((f"pipelines.NAME.model (family: {name})", settings) for name, settings in recipe.MODEL_SETTINGS.items()),
     ("pipelines.NAME.model.critic (family: vaegan)", recipe.VaeGanCriticSettings),
     ("pipelines.NAME.training", recipe.TrainingSettings),
+    ("pipelines.NAME.training.nodes", recipe.NodeRange),
     ("pipelines.NAME.evaluation", judging.EvaluationSettings),
     ("pipelines.NAME.evaluation.inception, .program", judging.FeatureFile),
     ("pipelines.NAME.promotion", judging.PromotionSettings),
@@ -66,7 +67,8 @@ def declared(settings: type[Settings]) -> dict[str, tuple[str, str]]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in settings.model_fields:
             kind = re.sub(r"Annotated\[(\w+), Field\((.*?)\)\]", r"\1 (\2)", ast.unparse(node.annotation))
             field = settings.model_fields[node.target.id]
-            default = "required" if field.is_required() else "{}" if isinstance(field.default, Settings) else repr(field.default)
+            given = field.default.model_dump(exclude_defaults=True) if isinstance(field.default, Settings) else field.default
+            default = "required" if field.is_required() else repr(given)
             fields[node.target.id] = (kind, default.replace("'", ""))
     return fields
 

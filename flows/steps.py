@@ -143,6 +143,8 @@ def train(job: Retraining) -> None:
 
     with timed(job, "train"):
         _verify_outputs(job, f"prepare@{job.settings.dataset}")
+        if job.settings.training.nodes.max > 1:
+            job.dvc.push(f"prepare@{job.settings.dataset}")  # other machines fetch it
         job.trained = job.dvc.reproduce("train", job.pipeline, on_event)
     model = job.model
     job.tell("ran", name="train", trained=job.trained, weights=model.weights_sha256[:12], ended=model.ended, why=model.reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from remint.records import digest
@@ -12,6 +13,7 @@ from remint.settings import plugins
 from remint.settings.imports import Imports
 from remint.settings.params import load_params
 from remint.settings.steps import train_code
+from remint.stores import git
 
 
 def main(pipeline: str) -> None:
@@ -33,6 +35,7 @@ def main(pipeline: str) -> None:
         out=here / "outs/trained" / pipeline,
         code_sha256=digest({"code": train_code(recipe.family, Imports()), "packages": sha256_tree(constraints)}),
         command=["-m", "pipelines.train", pipeline],
+        pack=partial(git.pack, here),
     )
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from remint.errors import SettingsError
 from remint.models.contract import Batch, Model, Phase
 from remint.models.labels import Labels
-from remint.models.layers import at_least_single, in_unit, running_sums, to_unit
+from remint.models.layers import Dropout, at_least_single, in_unit, running_sums, to_unit
 from remint.records import DataSpec
 from remint.settings.base import Positive
 from remint.settings.recipe import ModelSettings
@@ -51,7 +51,7 @@ class GatedLayer(nn.Module):
         self.vertical = nn.Conv2d(hidden, 2 * hidden, (self.reach + 1, 2 * self.reach + 1))
         self.horizontal = nn.Conv2d(hidden, 2 * hidden, (1, self.reach + 1))
         self.across = nn.Conv2d(2 * hidden, 2 * hidden, 1)
-        self.out = nn.Sequential(nn.Dropout(settings.dropout), nn.Conv2d(hidden, hidden, 1))
+        self.out = nn.Sequential(Dropout(settings.dropout), nn.Conv2d(hidden, hidden, 1))
         self.given = nn.Linear(classes, 2 * hidden, bias=False) if classes else None
 
     def forward(self, above_BFHV: Tensor, left_BFHV: Tensor, one_hot_BK: Tensor | None) -> tuple[Tensor, Tensor]:

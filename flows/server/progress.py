@@ -55,6 +55,9 @@ NOTICES = {
     "skipped": "step {step} was skipped, {skipped} in all so far: {message}",
     "rolled_back": "at step {step} {message}: returns to step {to}, learning rate times {learning_rate:.3g} ({time} of {times})",
     "diverged_before": "this training diverged before (its record: {record}); it is tried again from step {step}",
+    "waiting": "the training waits for {machines} machines with {needs} each: the cluster has {free}",
+    "machines": "trains on {machines} machines, {processes} processes",
+    "machine_lost": "a machine or a process of the cluster was lost: {processes} processes continue from the last checkpoint",
     "restarted": "{message}: it was killed, and all {processes} continue from the last checkpoint",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -47,4 +48,4 @@ def test_killed_replicas_cost_no_request_and_all_follow_the_ledger(registered: H
         assert httpx.get(f"{server.address}/readyz").status_code == 200
         assert server.process is not None
         server.process.terminate()
-        assert server.process.wait(60) == 0
+        assert server.process.wait(60) == 128 + signal.SIGTERM

@@ -1,14 +1,14 @@
 """Small real trainings shared by several test folders, and a program that runs them and can kill itself.
 
     python training_cases.py FOLDER CASE,.. TRAINING_JSON [die=N] [stop=N] [freeze=N] [rank=R] [ruin=STEP] [spoil=STEP]
-                             [twice|every=FIRST] [anywhere] [keep] [stock]
+                             [twice|every=FIRST] [anywhere] [keep] [stock] [node] [mark=FILE]
 
 trains each CASE on the dataset prepared in FOLDER, into HOME/CASE. ``die``: SIGKILL itself in the N-th step of this process
-(from 0); ``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``:
+(from 0; once, if MARK is given); ``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``:
 set_infinite_learning_rate; ``spoil``: set_infinite_gradient; ``twice``: resume after the stop, then train again without a
 stop into HOME/CASE-whole; ``every``: train without a stop into HOME/CASE-whole, and for each STEP from FIRST with a stop and
 a resume after it, into HOME/CASE-STEP; ``anywhere``: allow more processes than cores; ``keep``: keep the checkpoints;
-``stock``: use DDP's own all-reduce.
+``stock``: use DDP's own all-reduce; ``node``: a rank on a machine of a cluster, whose checkpoints are in REMINT_HOME.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from remint.data.arrays import Dataset
 from remint.distributed import world
 from remint.errors import Interrupted
 from remint.models.contract import Batch
-from remint.records import TrainedModel
+from remint.records import TrainedModel, digest
 from remint.settings import plugins
 from remint.settings.recipe import DatasetSettings, Recipe, TrainingSettings
 from remint.training import step as training_step
@@ -54,6 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
 # 5 divides no other period, so that rows, checkpoints and the lazy penalty fall on different steps.
 SHORT = {"steps": 12, "batch_size": 12, "validate_every": 5, "checkpoint_every": 3, "seed": 3}
 
+on_node = False
 SIGNALS = {"die": signal.SIGKILL, "stop": signal.SIGTERM, "freeze": signal.SIGSTOP}
 
 
@@ -84,10 +85,16 @@ def recipe(case: str, *, dropout: bool = True, **training: Any) -> Recipe:
 
 def train_into(recipe: Recipe, dataset: Dataset, folder: Path, command: list[str] | None = None) -> TrainedModel:
     """Train into ``folder/out``, with checkpoints in ``folder/checkpoints``."""
-    checkpoints, out = folder / "checkpoints", folder / "out"
+    checkpoints, out = (Path(os.environ["REMINT_HOME"]) if on_node else folder) / "checkpoints", folder / "out"
     return train.train_pipeline(
         recipe, "tiny", dataset, checkpoints=checkpoints, out=out, code_sha256="c0de", command=command or []
     )
+
+
+def training_digest(recipe: Recipe, dataset: Dataset) -> str:
+    """Return the name of the folder of a training's checkpoints."""
+    about = {"pipeline": "tiny", "recipe": recipe.resolved(), "dataset": dataset.version.digest, "code": "c0de"}
+    return digest(about)
 
 
 def file_contents(folder: Path) -> dict[str, bytes]:
@@ -149,7 +156,9 @@ def use_stock_ddp() -> None:
 
 
 def main(folder: str, names: str, training: str, *options: str) -> None:
+    global on_node
     chosen = dict(option.partition("=")[::2] for option in options)
+    on_node = "node" in chosen
     if "anywhere" in chosen:
         train.check_devices = lambda *_: None  # type: ignore[attr-defined]
     if "keep" in chosen:
@@ -161,6 +170,7 @@ def main(folder: str, names: str, training: str, *options: str) -> None:
     settings = json.loads(training)
     home, dataset = Path(settings.pop("home", folder)), load(Path(folder))
     command = [__file__, folder, names, training, *options]
+    mark = Path(chosen["mark"]) if "mark" in chosen else None
     with join_once():
         for case in names.split(","):
             mine = chosen.get("rank") in (None, os.environ.get("RANK"))
@@ -170,7 +180,7 @@ def main(folder: str, names: str, training: str, *options: str) -> None:
                 stopped_everywhere(recipe(case, **settings), dataset, home, int(chosen["every"]), mine=mine)
                 continue
             for option in chosen.keys() & SIGNALS.keys() if mine else ():
-                signal_at_step(int(chosen[option]), SIGNALS[option], home / "frozen" if option == "freeze" else None)
+                signal_at_step(int(chosen[option]), SIGNALS[option], home / "frozen" if option == "freeze" else mark)
             if "twice" not in chosen:
                 train_into(recipe(case, **settings), dataset, home / case, command)
                 continue

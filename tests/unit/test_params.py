@@ -35,7 +35,16 @@ def test_the_repositorys_own_params_are_valid() -> None:
         ("pipelines.digits-vae.training.steps", 0, ["pipelines.digits-vae.training.steps", "greater than or equal to 1"]),
         ("pipelines.digits-vae.training.steps", True, ["pipelines.digits-vae.training.steps", "integer"]),
         ("pipelines.digits-vae.training.ema", 1.5, ["pipelines.digits-vae.training.ema", "less than 1"]),
-        ("pipelines.digits-vae.training.devices", 3, ["pipelines.digits-vae.training", "multiple of devices 3"]),
+        ("pipelines.digits-vae.training.devices", 65, ["pipelines.digits-vae.training", "below the 65 processes"]),
+        ("pipelines.digits-vae.training.nodes", 65, ["pipelines.digits-vae.training", "below the 65 processes"]),
+        (
+            "pipelines.digits-vae.training.nodes",
+            0,
+            ["pipelines.digits-vae.training.nodes", "whole number of at least 1", "not 0"],
+        ),
+        ("pipelines.digits-vae.training.nodes", {"min": 3, "max": 2}, ["training.nodes", "min 3 is above max 2"]),
+        ("pipelines.digits-vae.training.nodes", {"min": 0, "max": 2}, ["training.nodes", "min", "greater than or equal to 1"]),
+        ("pipelines.digits-vae.training.nodes", {"least": 1}, ["training.nodes", "least"]),
         ("pipelines.digits-vae.model.latnet", 3, ["pipelines.digits-vae.model", "did you mean 'latent'?"]),
         ("pipelines.digits-vae.model.latent", -1, ["pipelines.digits-vae.model.latent", "greater than or equal to 1"]),
         ("pipelines.digits-vae.family", "vea", ["pipelines.digits-vae", "did you mean 'vae'?"]),
@@ -198,3 +207,14 @@ def test_without_metrics_the_costly_bound_is_measured_where_a_rule_names_it(
 ) -> None:
     content["pipelines"]["digits-vae"] |= {"evaluation": {}, "promotion": rules}
     assert validate_params(content).pipelines["digits-vae"].metrics() == measured
+
+
+def test_the_number_of_processes_is_in_no_key(content: dict[str, Any]) -> None:
+    one = validate_params(content).pipelines["digits-vae"]
+    assert (one.training.nodes.min, one.training.nodes.max) == (1, 1)
+    for nodes, machines in ((3, (3, 3)), ({"min": 2, "max": 4}, (2, 4))):
+        other = copy.deepcopy(content)
+        other["pipelines"]["digits-vae"]["training"] |= {"devices": 2, "nodes": nodes}
+        of_many = validate_params(other).pipelines["digits-vae"]
+        assert (of_many.training.nodes.min, of_many.training.nodes.max) == machines
+        assert of_many.recipe.resolved() == one.recipe.resolved()

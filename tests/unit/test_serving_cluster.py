@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from remint.errors import RunError, SettingsError
+from remint.errors import RunError, UserError
 from remint.runtime.home import Home
 from remint.serving.app import cluster
 from remint.serving.app.cluster import Answer, Front, Lost, Replica
@@ -99,7 +99,7 @@ def test_a_replica_is_healthy_while_it_is_ready(replica: Replica) -> None:
 
 def test_without_ray_one_line_says_what_to_install(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SettingsError, match=r"--engine ray needs Ray .*: pip install 'remint\[cluster\]'$") as caught:
+    with pytest.raises(UserError, match=r"--engine ray needs Ray .*: pip install 'remint\[cluster\]'$") as caught:
         cluster.serve(home, [MODEL], "127.0.0.1", 1, Limits(), 1.0, "cpu", None, 2, print)
     assert caught.value.exit_status == 2
 

@@ -33,10 +33,15 @@ Array = np.ndarray[Any, Any]
 
 def memory_limit() -> int:
     """Return REMINT_MEMORY in bytes. Raises SettingsError if it is no size."""
-    text = os.environ.get(MEMORY) or DEFAULT
+    return size_of(MEMORY, DEFAULT)
+
+
+def size_of(variable: str, default: str) -> int:
+    """Return the size that a variable names, in bytes. Raises SettingsError if it is no size."""
+    text = os.environ.get(variable) or default
     match = re.fullmatch(r"(\d{1,9}) ?([KMGT])(i?B)?", text.strip())
     if match is None:
-        raise SettingsError(f"{MEMORY}: expected a size such as 512MiB or 2GiB, not {text[:40]!r}")
+        raise SettingsError(f"{variable}: expected a size such as 512MiB or 2GiB, not {text[:40]!r}")
     return int(match[1]) << UNITS[match[2]]
 
 

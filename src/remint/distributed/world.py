@@ -45,8 +45,7 @@ class World:
 
     def rows(self, batch_size: int) -> slice:
         """Return the rows of the global batch that belong to this rank."""
-        share = batch_size // self.size
-        return slice(self.rank * share, (self.rank + 1) * share)
+        return rows_of(self.rank, self.size, batch_size)
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the values of every rank, on the CPU, shape (size, *values.shape). All ranks must call it."""
@@ -56,6 +55,14 @@ class World:
         every = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(every, mine, group=self.control)
         return torch.stack(every)
+
+    def mean(self, values: Tensor, batch_size: int) -> Tensor:
+        """Return the mean over the global batch of values that are, on each rank, means over its rows. All ranks must call it."""
+        return _mean_over_rows(self.gather(values), batch_size)
+
+    def own(self, gathered: Tensor, batch_size: int) -> Tensor:
+        """Return this rank's part of what ``gather`` returned; what ``mean`` returns, if that was in a world of another size."""
+        return gathered[self.rank] if len(gathered) == self.size else _mean_over_rows(gathered, batch_size)
 
     def blocks(self, total: int, size: int, make: Callable[[int], Tensor]) -> Tensor:
         """Return ``total`` rows, made in blocks of ``size`` by ``make(number)``. Rank r makes blocks r, r + world size, ..
@@ -79,25 +86,47 @@ class World:
         """Return rank 0's number on every rank."""
         return number if self.control is None else int(self.gather(torch.tensor([number]))[0])
 
-    def data_parallel(self, phase: Phase) -> nn.Module:
-        """Return the phase, wrapped so that the backward pass averages gradients over the ranks."""
+    def data_parallel(self, phase: Phase, batch_size: int) -> nn.Module:
+        """Return the phase, wrapped so that the backward pass averages gradients over the rows of the global batch."""
         if self.size == 1:
             return phase
         phase.requires_grad_(True)  # it registers hooks only for parameters that require a gradient now
         wrapped = DistributedDataParallel(phase, device_ids=[self.device] if self.device.type == "cuda" else None)
-        wrapped.register_comm_hook(None, lambda _, bucket: _mean_in_rank_order(bucket.buffer()))
+        rows = self.rows(batch_size)
+        weight = (rows.stop - rows.start) * self.size / batch_size  # 1.0 where all ranks have equally many
+        wrapped.register_comm_hook(None, lambda _, bucket: _mean_in_rank_order(bucket.buffer(), weight))
         phase.requires_grad_(False)
         return wrapped
 
 
-def _mean_in_rank_order(mine: Tensor) -> Any:
-    """Return a future: the mean of a bucket of gradients over the ranks, summed in the order of the ranks.
+def rows_of(rank: int, size: int, batch_size: int) -> slice:
+    """Return the rows of the global batch of one rank of ``size``. Where they cannot be equally many, the first have one more."""
+    share, more = divmod(batch_size, size)
+    start = rank * share + min(rank, more)
+    return slice(start, start + share + (rank < more))
+
+
+def _mean_over_rows(values_WX: Tensor, batch_size: int) -> Tensor:
+    """Return the mean of each rank's means, weighted by its rows."""
+    size = len(values_WX)
+    if batch_size % size == 0:
+        return values_WX.mean(0)
+    rows = [rows_of(rank, size, batch_size) for rank in range(size)]
+    count_W = torch.tensor([each.stop - each.start for each in rows], dtype=values_WX.dtype)
+    mean_X: Tensor = torch.tensordot(count_W, values_WX, 1) / batch_size
+    return mean_X
+
+
+def _mean_in_rank_order(mine: Tensor, weight: float) -> Any:
+    """Return a future: the weighted mean of a bucket of gradients over the ranks, summed in the order of the ranks.
 
     An all-reduce sums in an order that depends on an element's place in its bucket, and buckets are rebuilt
     after the first step of every process: with 3 or more ranks a resumed run would differ in the last bit.
     """
     size = dist.get_world_size()
     every = torch.empty(size * mine.numel(), dtype=mine.dtype, device=mine.device)
+    if weight != 1.0:
+        mine.mul_(weight)
 
     def mean(_: torch.futures.Future[Any]) -> Tensor:
         total = mine.zero_()

@@ -6,6 +6,7 @@ flows/stack/doctor.py, which runs all checks.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -14,7 +15,7 @@ from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Literal
 
-from remint.distributed import machine
+from remint.distributed import cluster, machine
 from remint.errors import RemintError, VersioningError
 from remint.maintenance.rebuild import environment
 from remint.promotion.retraining import raw_data
@@ -35,7 +36,7 @@ NVIDIA = Path("/proc/driver/nvidia/gpus")
 class Symptom(Record):
     """Something that is missing, or that should not be there."""
 
-    about: str  # python, git, packages, torch, disk, home, dvc, s3, mlflow, ledger, prefect, worker, server
+    about: str  # python, git, packages, torch, cluster, disk, home, dvc, s3, mlflow, ledger, prefect, worker, server
     level: Literal["missing", "warning", "note"]  # a note does not cause exit status 1
     what: str  # a sentence
     why: str  # a sentence: the consequence
@@ -58,6 +59,7 @@ def examine(home: Home, params: Params | None) -> Iterator[Symptom]:
     yield from _raw_data(home.repository)
     yield from _packages(home.repository / "constraints.txt")
     yield from _torch(params)
+    yield from _cluster(params)
     yield from _disk(home)
     yield from _dvc(home)
     yield from _s3(home, params)
@@ -155,6 +157,31 @@ def _torch(params: Params | None) -> Iterator[Symptom]:
                 why=f"remint run {name} is refused here.",
                 do=f"Run it on a machine with more devices, or with --set training.devices={have}.",
             )
+
+
+def _cluster(params: Params | None) -> Iterator[Symptom]:
+    """Run a task on each machine of the Ray cluster, if a pipeline trains on several."""
+    needs = {name: pipeline.training.nodes.min for name, pipeline in (params.pipelines if params else {}).items()}
+    name, least = max(needs.items(), key=lambda each: each[1], default=("", 1))
+    if least == 1:
+        return
+    try:
+        have = len(cluster.machines())
+    except RemintError as error:
+        what, have = f"{str(error)[0].upper()}{str(error)[1:]}.", 0
+    else:
+        what = f"The Ray cluster has {have} machines, and pipelines.{name}.training.nodes is {least}."
+    if have < least:
+        do = "Start Ray on more machines, or set training.nodes: docs/how-to/several-machines.md."
+        yield Symptom(about="cluster", level="missing", what=what, why=f"remint run {name} waits or fails here.", do=do)
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        yield Symptom(
+            about="cluster",
+            level="warning",
+            what="RAY_AUTH_MODE is disabled.",
+            why="Everybody who reaches the cluster's ports runs code on its machines.",
+            do="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN on every machine, and start the cluster again.",
+        )
 
 
 def _disk(home: Home) -> Iterator[Symptom]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from remint.errors import SettingsError
+from remint.models.layers import Dropout
 
 Activation = Literal["leaky_relu", "silu"]
 Size = tuple[int, int]  # H, W
@@ -94,7 +95,7 @@ class Block(nn.Module):
             initialised(nn.Conv2d(inside, channels, 1), 0.0),
         ]
         if dropout:
-            layers.insert(4, nn.Dropout(dropout))
+            layers.insert(4, Dropout(dropout))
         self.branch = nn.Sequential(*layers)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

@@ -182,17 +182,19 @@ def kl_from_prior(mean_BZ: Tensor, scale_BZ: Tensor) -> Tensor:
     return 0.5 * (mean_BZ.square() + scale_BZ.square() - 1 - 2 * scale_BZ.log())
 
 
-def mean_over_ranks(mine: Tensor) -> Tensor:
-    """Return the mean of a tensor over the ranks, without gradient, summed in rank order. All ranks must call it.
+def mean_over_ranks(mine: Tensor, rows: int) -> Tensor:
+    """Return the mean over the global batch, without gradient, of a mean over ``rows`` of this rank. All ranks must call it.
 
-    A single process gets its own tensor back.
+    It is summed in the order of the ranks. A single process gets its own tensor back.
     """
     mine = mine.detach()
     if not (dist.is_available() and dist.is_initialized()):
         return mine
-    every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(every, mine)
-    return torch.stack(every).sum(0) / len(every)
+    weighted = torch.cat([mine.flatten() * rows, mine.new_tensor([rows])])
+    every = [torch.empty_like(weighted) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, weighted)
+    total = torch.stack(every).sum(0)
+    return (total[:-1] / total[-1]).view_as(mine)
 
 
 class Elbo(Phase):
@@ -218,27 +220,31 @@ class Elbo(Phase):
         log_likelihood_B = self.model.log_likelihood(batch.x_BX, mean_BZ + scale_BZ * batch.noise_BN, batch.y_B)
         kl_Z = kl_from_prior(mean_BZ, scale_BZ).mean(0)
         self.metrics["kl"] = in_unit(kl_Z.detach().sum(), self.model.spec)
-        # Moments of the posterior means over this rank's part of the batch.
+        # Moments of the posterior means over this rank's rows, and the number of rows.
         self.metrics["moments_2Z"] = torch.stack([mean_BZ.mean(0), mean_BZ.square().mean(0)]).detach()
-        loss = self.kl_weight(batch.progress) * self._with_free_bits(kl_Z) - log_likelihood_B.mean()
+        self.metrics["rows"] = torch.full((), len(mean_BZ))
+        loss = self.kl_weight(batch.progress) * self._with_free_bits(kl_Z, len(mean_BZ)) - log_likelihood_B.mean()
         return in_unit(loss, self.model.spec)
 
     def kl_weight(self, progress: float) -> float:
         warmup = self.settings.kl_warmup
         return self.settings.beta * (min(1.0, progress / warmup) if warmup else 1.0)
 
-    def _with_free_bits(self, kl_Z: Tensor) -> Tensor:
-        """Return the KL with the floor applied. The global batch decides which latents are below it, for any number of ranks."""
+    def _with_free_bits(self, kl_Z: Tensor, rows: int) -> Tensor:
+        """Return the KL, a mean over ``rows``, with the floor applied.
+
+        The global batch decides which latents are below it, for any number of ranks.
+        """
         floor = self.settings.free_bits
         if floor == 0:
             return kl_Z.sum()
-        return torch.where(mean_over_ranks(kl_Z) > floor, kl_Z, floor).sum()
+        return torch.where(mean_over_ranks(kl_Z, rows) > floor, kl_Z, floor).sum()
 
     def curves(self) -> dict[str, float]:
         """Return ``kl`` and ``active_units`` (the number of active latents) of the last batch. All ranks must call it."""
         if not self.metrics:
             return {}
-        mean_Z, square_Z = mean_over_ranks(self.metrics["moments_2Z"])
+        mean_Z, square_Z = mean_over_ranks(self.metrics["moments_2Z"], int(self.metrics["rows"]))
         return {"kl": float(self.metrics["kl"]), "active_units": float((square_Z - mean_Z.square() > ACTIVE).sum())}
 
 

@@ -230,6 +230,26 @@ MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
 }
 
 
+class NodeRange(Settings):
+    """Least and greatest number of machines of a training; a number means both."""
+
+    min: Positive  # the training waits for so many
+    max: Positive  # and takes up to so many
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_number(cls, given: Any) -> Any:
+        if not isinstance(given, dict | NodeRange) and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+            raise ValueError(f"expected a whole number of at least 1, or {{min: .., max: ..}}, not {given!r}")
+        return {"min": given, "max": given} if isinstance(given, int) else given
+
+    @model_validator(mode="after")
+    def _check_order(self) -> NodeRange:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
 class TrainingSettings(Settings, Extended):
     """Length, learning rate, seed and devices of a training."""
 
@@ -248,7 +268,8 @@ class TrainingSettings(Settings, Extended):
     ema_images: Positive | None = None  # half-life of the average in examples, for any batch size; replaces ema
     seed: Count = 0
     threads: Positive = 1  # CPU threads of each process
-    devices: Positive = 1  # processes: one GPU each, or CPU processes where there is no GPU
+    devices: Positive = 1  # processes of each machine: one GPU each, or CPU processes where there is no GPU
+    nodes: NodeRange = NodeRange(min=1, max=1)  # machines of a Ray cluster: a number, or {min, max}: as many as are free
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"  # bf16: matrix products only; fp64: everything, for exactness
     compile: Literal["off", "on", "auto"] = "off"  # phases by torch.compile; auto: if measured to be faster, in long trainings
     data: Literal["auto", "device", "host", "mapped"] = "auto"  # where the training split is meanwhile; the weights are the same
@@ -264,8 +285,9 @@ class TrainingSettings(Settings, Extended):
 
     @model_validator(mode="after")
     def _check_batch_size(self) -> TrainingSettings:
-        if self.batch_size % self.devices:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of devices {self.devices}")
+        processes = self.devices * self.nodes.max
+        if self.batch_size < processes:
+            raise ValueError(f"batch_size {self.batch_size} is below the {processes} processes: each of them takes an example")
         return self
 
 
@@ -278,12 +300,15 @@ class Recipe(Settings):
     training: TrainingSettings
 
     def resolved(self) -> dict[str, Any]:
-        """Return every setting, defaults filled in, as JSON values."""
+        """Return every setting, defaults filled in, as JSON values.
+
+        The number of processes decides nothing. It is 1 here for all, so that keys of older versions stay.
+        """
         return {
             "dataset": self.dataset,
             "family": self.family,
             "model": self.model.model_dump(mode="json"),
-            "training": self.training.model_dump(mode="json"),
+            "training": {**self.training.model_dump(mode="json", exclude={"nodes"}), "devices": 1},
         }
 
     def without_seed(self) -> dict[str, Any]:

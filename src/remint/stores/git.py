@@ -5,10 +5,12 @@ uncommitted.py makes the commit of a working tree.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from remint.errors import RepositoryError, VersioningError
 from remint.runtime.retry import wait_until
 
 SHA = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # full name of a commit, SHA-1 or SHA-256
+MOST_PACKED = 100 << 20  # bytes of a checkout that travels to other machines
 STALE = 2.0  # seconds after which an unchanged lock on one of remint's refs may be stale
 
 
@@ -197,6 +200,25 @@ def check_out(repository: Path, commit: Commit, folder: Path, bundled: Path | No
         run_git(folder, "bundle", "unbundle", str(bundled))
     run_git(folder, "-c", "advice.detachedHead=false", "checkout", "--quiet", "--detach", commit.sha)
     return folder
+
+
+def pack(folder: Path) -> bytes:
+    """Return a tar archive of a checkout: its files as they are, those that git does not know too, without those that it ignores.
+
+    Raises RepositoryError if they have more than MOST_PACKED bytes together.
+    """
+    names = [name for name in run_git(folder, "ls-files", "-co", "--exclude-standard", "-z").split("\0") if name]
+    found = [path for path in (folder / name for name in names) if path.is_file()]
+    size = sum(path.stat().st_size for path in found)
+    if size > MOST_PACKED:
+        raise RepositoryError(
+            f"the files of the commit have {size >> 20} MiB, and at most {MOST_PACKED >> 20} go to a machine: remove large ones"
+        )
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for path in found:
+            archive.add(path, str(path.relative_to(folder)))
+    return content.getvalue()
 
 
 def remove(folder: Path) -> None:

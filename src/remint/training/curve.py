@@ -28,7 +28,7 @@ def end_interval(
 
     Returns a description if the averaged model's score is not finite, and adds no row then; else returns None.
     """
-    row = interval_row(state, world)
+    row = interval_row(state, settings, world)
     if score is not None:
         row["validation"] = score(state.average.model)
         if not math.isfinite(row["validation"]):
@@ -55,25 +55,25 @@ def ending(state: TrainingState, guard: Guard | None, settings: TrainingSettings
     return None
 
 
-def interval_row(state: TrainingState, world: World) -> Row:
+def interval_row(state: TrainingState, settings: TrainingSettings, world: World) -> Row:
     """Return the row of the steps since the last one: step, each phase's mean loss, and the phases' own metrics.
 
     The values cover the global batch, without skipped steps. A number that is absent or not finite is left out. ``skipped``:
     number of skipped steps since the start, if there are any.
     """
-    update_phase_metrics(state, world)
+    update_phase_metrics(state, settings, world)
     row: Row = {"step": state.step}
     if state.steps_in_interval:
-        means = (world.gather(state.losses_P).mean(0) / state.steps_in_interval).tolist()
+        means = (world.mean(state.losses_P, settings.batch_size) / state.steps_in_interval).tolist()
         row |= {f"{phase.name}_loss": mean for phase, mean in zip(state.phases, means, strict=True)}
     row |= {name: value for name, value in state.curves.items() if math.isfinite(value)}
     return row | ({"skipped": state.skipped} if state.skipped else {})
 
 
-def update_phase_metrics(state: TrainingState, world: World) -> None:
-    """Update ``state.curves`` with the phases' own metrics, averaged over the ranks. A metric not given keeps its value."""
+def update_phase_metrics(state: TrainingState, settings: TrainingSettings, world: World) -> None:
+    """Update ``state.curves`` with the phases' own metrics, averaged over the global batch. One not given keeps its value."""
     seen = {name: value for phase in state.phases for name, value in phase.curves().items()}
-    values = world.gather(torch.tensor(list(seen.values()), dtype=torch.float64)).mean(0).tolist()
+    values = world.mean(torch.tensor(list(seen.values()), dtype=torch.float64), settings.batch_size).tolist()
     state.curves |= dict(zip(seen, values, strict=True))
 
 

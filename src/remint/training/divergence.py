@@ -66,7 +66,7 @@ def roll_back(
     good = [step for step in state.rollback_steps if step < state.step - state.consecutive_skips]
     target = world.broadcast((checkpoints.newest(good) or 0) if world.leads else 0)
     rollbacks = [*state.rollbacks, {"step": state.step, "to": target, "why": why, "breaks": state.nonfinite_steps}]
-    state.restore(*(checkpoints.read(target) if target else initial), rank=world.rank)
+    state.restore(*(checkpoints.read(target) if target else initial), world, settings)
     state.rollbacks = rollbacks
     if world.leads:
         checkpoints.delete_after(target)  # they lead to the failure
@@ -83,7 +83,7 @@ def roll_back(
 
 def _fail(state: TrainingState, why: str, settings: TrainingSettings, checkpoints: Checkpoints, world: World) -> NoReturn:
     """Write the record of a diverged training and raise StepError, which names its folder."""
-    rows = [*state.rows, curve.interval_row(state, world)] if state.steps_in_interval else state.rows
+    rows = [*state.rows, curve.interval_row(state, settings, world)] if state.steps_in_interval else state.rows
     if world.leads:
         record = {
             "step": state.step,

@@ -170,7 +170,7 @@ def open_feed(split: Split, settings: TrainingSettings, world: World) -> Iterato
         if mode == "host":
             read, check = np.array(x_NX).__getitem__, _nothing
         else:
-            batches = (AHEAD + 1) * (settings.batch_size // world.size)
+            batches = (AHEAD + 1) * -(-settings.batch_size // world.size)
             check_memory(batches * x_NX.nbytes // len(x_NX), f"reading {batches:,} examples ({AHEAD + 1} batches) from disk")
             files = Files(x_NX, opened)
             read, check = files.read, files.check

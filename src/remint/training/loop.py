@@ -59,10 +59,12 @@ def training_loop(
     model.requires_grad_(False)
     for phase in phases:
         phase.train().requires_grad_(False)
-    runners = [world.data_parallel(phase) for phase in phases]  # before the average: it gives all ranks the weights of rank 0
+    runners = [
+        world.data_parallel(phase, settings.batch_size) for phase in phases
+    ]  # before the average: it gives all ranks the weights of rank 0
     state = _initial_state(model, phases, settings, world, machine)
     initial = state.tensors(world.gather(state.losses_P)), state.notes()
-    _resume(state, checkpoints, world)
+    _resume(state, settings, checkpoints, world)
     state.ending = curve.ending(state, guard, settings)
     step_runner = StepRunner(state, runners, feed, settings, world)
     if state.ending is None:
@@ -90,7 +92,7 @@ def training_loop(
         length = 1 if world.any(time.monotonic() - began > slow) else BLOCK
         regular = state.step % settings.checkpoint_every == 0
         if state.ending or stopped or regular:
-            _write_checkpoint(state, checkpoints, world, regular=regular)
+            _write_checkpoint(state, settings, checkpoints, world, regular=regular)
         if stopped and not state.ending:
             _interrupt(state, settings.steps, world)
     report_progress(state)
@@ -168,9 +170,11 @@ def _interrupt(state: TrainingState, steps: int, world: World) -> NoReturn:
     raise Interrupted(f"interrupted after step {state.step} of {steps}: a checkpoint is kept; run again to continue from it")
 
 
-def _write_checkpoint(state: TrainingState, checkpoints: Checkpoints, world: World, *, regular: bool) -> None:
+def _write_checkpoint(
+    state: TrainingState, settings: TrainingSettings, checkpoints: Checkpoints, world: World, *, regular: bool
+) -> None:
     """Write a checkpoint of the step just finished. ``regular``: a rollback may use it, unless this step was skipped."""
-    curve.update_phase_metrics(state, world)
+    curve.update_phase_metrics(state, settings, world)
     if regular and not state.consecutive_skips:
         state.rollback_steps = [*state.rollback_steps[-1:], state.step]
     losses_WP = world.gather(state.losses_P)
@@ -178,12 +182,12 @@ def _write_checkpoint(state: TrainingState, checkpoints: Checkpoints, world: Wor
         checkpoints.write(state.step, state.tensors(losses_WP), state.notes(), keep=state.rollback_steps)
 
 
-def _resume(state: TrainingState, checkpoints: Checkpoints, world: World) -> None:
+def _resume(state: TrainingState, settings: TrainingSettings, checkpoints: Checkpoints, world: World) -> None:
     """Restore the newest intact checkpoint, if there is one."""
     newest = checkpoints.newest() if world.leads else None
     step = world.broadcast(newest or 0)
     if step:
-        state.restore(*checkpoints.read(step), rank=world.rank)
+        state.restore(*checkpoints.read(step), world, settings)
     if world.leads:
         checkpoints.preempted.unlink(missing_ok=True)
         if checkpoints.diverged.exists():

@@ -3,8 +3,9 @@
 Noise of a loss is a function of the row of the global batch, and each process makes its own rows only: 1 and N processes see
 the same numbers, and the cost for each does not grow with N. It comes from a counter-based generator, Philox (Salmon et al.,
 Parallel random numbers: as easy as 1, 2, 3, 2011), which starts at any position at once.
-Randomness inside a layer (dropout) comes from torch's own generator, seeded before every step by (seed, step, rank): it
-resumes exactly, but N processes draw other numbers than one.
+What dropout drops is a function of a value's place in the global batch too (models/layers.py). A layer of a plugin that takes
+numbers of torch's own generator resumes exactly, since that is seeded before every step by (seed, step, rank); but with it N
+processes draw other numbers than one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from remint.distributed.world import to_device
 
 # First number after the seed: the purpose of the random numbers.
-INITIAL, BATCH, SCORE, LAYERS, COLLAPSE_CHECK = range(5)
+INITIAL, BATCH, SCORE, LAYERS, COLLAPSE_CHECK, DROPOUT = range(6)
 
 WORDS = 8  # 32-bit words of one block of Philox 4x64
 UNIT = np.float32(2.0**-32)  # a word times this is in 0 .. 1
@@ -57,6 +58,11 @@ def _generator(seed: int, phase: int) -> tuple[np.random.Philox, Any]:
     """Return a generator with the key of a phase, and its state, whose counter the caller sets: to make one takes longer."""
     generator = np.random.Philox(key=np.frombuffer(_digest(seed, BATCH, phase)[:16], np.uint64))
     return generator, generator.state
+
+
+def dropout_key(seed: int, step: int, phase: int, layer: int) -> int:
+    """Return the key of a dropout layer in one phase of one step, an int32."""
+    return int.from_bytes(_digest(seed, DROPOUT, step, phase, layer)[:4], "little", signed=True)
 
 
 def _digest(*where: int) -> bytes:

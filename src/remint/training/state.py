@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from remint.distributed.world import World
 from remint.models.contract import Model, Phase
 from remint.records import Ended
+from remint.settings.recipe import TrainingSettings
 from remint.training.adamw import AdamW
 from remint.training.ema import AveragedModel
 
@@ -145,10 +147,10 @@ class TrainingState:
         """Return the rest of the state in JSON types. JSON keeps a float to the bit."""
         return {name: copy.copy(getattr(self, name)) for name in (*JSON_FIELDS, "machines")}
 
-    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], rank: int) -> None:
-        """Restore the state of ``tensors`` and ``notes``, on rank ``rank``."""
+    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], world: World, settings: TrainingSettings) -> None:
+        """Restore the state of ``tensors`` and ``notes``, which a world of any size may have written."""
         with torch.no_grad():
-            self.losses_P.copy_(tensors["losses"][rank])
+            self.losses_P.copy_(world.own(tensors["losses"], settings.batch_size))
             for name, tensor in self._live_tensors():
                 tensor.copy_(tensors[name])
         self.best = {name: tensors[f"best.{name}"].to(t.device) for name, t in self._kept_tensors() if f"best.{name}" in tensors}

@@ -23,9 +23,10 @@ from remint.data.sampler import batch_indices
 from remint.distributed.world import World
 from remint.errors import StepError
 from remint.models.contract import Batch, Phase
+from remint.models.layers import Dropout
 from remint.settings.recipe import TrainingSettings
 from remint.training.feed import Feed
-from remint.training.randomness import LAYERS, batch_noise, seed_layers
+from remint.training.randomness import LAYERS, batch_noise, dropout_key, seed_layers
 from remint.training.state import TrainingState
 
 MAX_NAMED = 10  # maximum number of nonfinite parameters per step, and of such steps, in the record of divergence.py
@@ -48,10 +49,20 @@ class StepRunner:
         half_life = settings.ema_images
         self.ema_decay = settings.ema if half_life is None else 0.5 ** (settings.batch_size / half_life)
         self.snapshot = Snapshot(state)
+        self.dropout_keys = self._dropout_keys()
         self.parameters = [list(phase.parameters()) for phase in state.phases]  # walking a module takes a tenth of a small step
         self.broken = torch.zeros((), device=world.device)
         if len(self.parameters) == 1:
             _require_gradients(self.parameters[0], enabled=True)  # there is no other phase to keep them from
+
+    def _dropout_keys(self) -> list[Tensor]:
+        """Return a new key for each dropout layer of the model and the phases. A step fills in its numbers."""
+        parts = (part for module in (self.state.model, *self.state.phases) for part in module.modules())
+        found = list(dict.fromkeys(part for part in parts if isinstance(part, Dropout)))
+        keys = [torch.zeros((), dtype=torch.int32, device=self.world.device) for _ in found]
+        for layer, key in zip(found, keys, strict=True):
+            layer.key, layer.first = key, self.rows.start
+        return keys
 
     def begin_block(self) -> None:
         """Begin a block of steps, or one careful step."""
@@ -94,6 +105,8 @@ class StepRunner:
         for index, phase in enumerate(self.state.phases):
             batch = Batch(x_BX, self._noise(index, phase), step / settings.steps, step, y_B)
             phase.schedule(batch.progress)
+            for layer, key in enumerate(self.dropout_keys):
+                key.fill_(dropout_key(settings.seed, step, index, layer))
             with _gradients_enabled(self.parameters[index], toggle=len(self.parameters) > 1):
                 loss, norm = _compute_gradient(self.runners[index], self.parameters[index], batch, settings.precision)
                 self.broken.logical_or_(~norm.isfinite())

@@ -24,16 +24,18 @@ from pathlib import Path
 import torch
 
 from remint.data.arrays import Dataset, Split
+from remint.data.blocks import MEMORY
 from remint.distributed.launch import run_ranks
-from remint.distributed.machine import check_devices, deterministic, fingerprint
+from remint.distributed.machine import KERNEL_VARIABLES, check_devices, deterministic, fingerprint
 from remint.distributed.world import World, join, launched
-from remint.errors import Interrupted, ResourceError
+from remint.errors import Interrupted
 from remint.models import probe
 from remint.models.bundle import save_critic, save_model
 from remint.models.contract import Model
 from remint.models.families import family
 from remint.models.labels import Labels
 from remint.records import TrainedModel, digest
+from remint.runtime.events import COMPILE
 from remint.runtime.manifest import whole_folder
 from remint.runtime.processes import GRACE, stopping
 from remint.settings.recipe import Recipe
@@ -59,28 +61,38 @@ def train_pipeline(
     out: Path,
     code_sha256: str,
     command: Sequence[str],
-) -> TrainedModel:
-    """Train ``recipe`` on ``dataset`` and write ``out``. Resumes from a checkpoint if there is one.
+    pack: Callable[[], bytes] | None = None,
+) -> TrainedModel | None:
+    """Train ``recipe`` on ``dataset``, write ``out`` and return its record; None on a rank other than the first.
+
+    Resumes from a checkpoint if there is one.
 
     ``checkpoints``: folder of the checkpoints of all trainings. ``code_sha256``: digest of the code that decides the
     weights. ``command``: arguments of python that run this training again; with ``devices: N`` they start N processes, and
-    each of them calls this function. Call it in the main thread: it handles SIGINT and SIGTERM.
+    each of them calls this function; with ``nodes: N`` on N machines, which get the code that ``pack`` returns. Call it in the
+    main thread: it handles SIGINT and SIGTERM.
 
     Raises ResourceError if this machine lacks the devices, and the errors of training_loop.
     """
-    asked = recipe.training.devices
-    check_devices(pipeline, int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else asked)
+    devices, threads, nodes = recipe.training.devices, recipe.training.threads, recipe.training.nodes
+    of_this = {"pipeline": pipeline, "recipe": recipe.resolved(), "dataset": dataset.version.digest, "code": code_sha256}
+    kept = Checkpoints(checkpoints, digest(of_this))
     with _stopping_on_signals() as stop:
-        if asked > 1 and not launched():
-            run_ranks(command, asked, recipe.training.threads)
+        if nodes.max > 1 and not launched():
+            from remint.distributed import cluster  # ray takes seconds to import
+
+            assert pack is not None
+            fetch = ["-m", "pipelines.fetch", recipe.dataset]
+            with kept.held(f"the training of {pipeline}"):
+                machines = cluster.Nodes(nodes.min, nodes.max, devices, threads)
+                cluster.train_on_nodes(machines, command, fetch, _for_nodes(), pack(), kept.folder, out.relative_to(Path.cwd()))
+                kept.delete()
             return TrainedModel.read(out / RECORD)
-        with deterministic(recipe.training.threads), join() as world:
-            if world.size != asked:
-                raise ResourceError(
-                    f"params.yaml: pipelines.{pipeline}.training.devices is {asked}, but torchrun started {world.size} processes"
-                )
-            of_this = {"pipeline": pipeline, "recipe": recipe.resolved(), "dataset": dataset.version.digest, "code": code_sha256}
-            kept = Checkpoints(checkpoints, digest(of_this))
+        check_devices(pipeline, int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else devices)
+        if devices > 1 and not launched():
+            run_ranks(command, devices, threads)
+            return TrainedModel.read(out / RECORD)
+        with deterministic(threads), join() as world:
             with kept.held(f"the training of {pipeline}") if world.leads else nullcontext():
                 try:
                     state = fit(recipe, dataset, world, kept, stop)
@@ -89,10 +101,15 @@ def train_pipeline(
                         kept.mark_preempted(stop.seconds)
                     raise
                 if world.leads:
-                    _write(state, recipe, pipeline, dataset, out)
+                    _write(state, recipe, pipeline, dataset, out, world.size)
                     kept.delete()
             world.broadcast(0)  # all ranks wait until rank 0 has written
-            return TrainedModel.read(out / RECORD)
+        return TrainedModel.read(out / RECORD) if world.leads else None
+
+
+def _for_nodes() -> dict[str, str]:
+    """Return the variables of this process that ranks on other machines need: none of them is a secret."""
+    return {name: os.environ[name] for name in (*KERNEL_VARIABLES, COMPILE, MEMORY, "REMINT_DVC_REMOTE") if name in os.environ}
 
 
 class Stop:
@@ -173,7 +190,7 @@ def _initialise(model: Model, train: Split) -> None:
             labels.fit(torch.tensor(train.y_N))  # of all examples: a rare class has a share too
 
 
-def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset, out: Path) -> None:
+def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset, out: Path, world_size: int) -> None:
     assert state.ending is not None
     served = state.served_row
     *earlier, machine = state.machines
@@ -194,7 +211,7 @@ def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset
             ended=state.ending.ended,
             reason=state.ending.reason,
             validation=served.get("validation") if served else None,
-            world_size=recipe.training.devices,
+            world_size=world_size,
             fingerprint={**machine, "earlier": earlier} if earlier else machine,  # several machines: comparable with none of them
         ).write(folder / RECORD)
         curve.write(state.rows, folder / CURVE)

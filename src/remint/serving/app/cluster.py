@@ -6,7 +6,7 @@ Each replica follows the ledger by itself, so for a moment after a promotion two
 A request is a function of (version, input, seed), so the front asks another replica where one died, and answers 503 where none
 is left in time. A replica is healthy while it is ready: Ray Serve starts another one in place of one that is not.
 
-The only caller of Ray in serving/.
+The only caller of Ray in serving/; remint.distributed.cluster connects to it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,8 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from remint.errors import RunError, SettingsError
+from remint.distributed import cluster
+from remint.errors import RunError
 from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.serving.app import run
@@ -34,7 +33,6 @@ from remint.serving.app.slot import DRAIN_SECONDS
 from remint.settings.shadow import ServingSettings
 from remint.stores.open import resolve
 
-CLUSTER = "REMINT_CLUSTER"  # address of a Ray cluster, HOST:PORT; not set: one on this machine, which ends with this process
 TRIES = 2  # replicas that are asked for one answer
 GRACE = 5.0  # seconds beyond the replica's own limit for an answer
 MODEL_PATH = re.compile(r"/v1/models/([^/:]+):(\w+)")
@@ -156,12 +154,14 @@ def serve(
 ) -> None:
     """Serve by ``replicas`` processes until SIGINT or SIGTERM; requests in flight are answered.
 
-    Raises SettingsError if Ray is not installed or no cluster answers, NotFoundError if a name has no such version.
+    Raises UserError if Ray is not installed, ResourceError if no cluster answers, NotFoundError if a name has no such version.
     """
     names = run.check(refs, host, token, tell)
     for ref in refs:
         resolve(home, ref)
-    ray = _connect(replicas)
+    address = os.environ.get(cluster.CLUSTER)
+    own: dict[str, Any] = {} if address else {"num_cpus": max(replicas, os.cpu_count() or 1), "include_dashboard": False}
+    ray = cluster.connect("--engine ray", "serve", address or "local", **own)
     application = f"remint-{socket.gethostname()}-{port}"  # a cluster may have several
     try:
         handle = _deploy(application, replicas, device, limits, home, refs, every, device, shadow_settings)
@@ -174,29 +174,10 @@ def serve(
             return found
 
         front = Front(ask, names, limits.seconds)
-        # uvicorn raises a signal again when it has answered what was in flight; Ray's own handler would make it a failure.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         run.listen(Door(front, limits, token, front.requests.refused), host, port, token)
     finally:
         ray.serve.delete(application)
         ray.shutdown()
-
-
-def _connect(replicas: int) -> Any:
-    """Return ray, connected to the cluster of REMINT_CLUSTER, or to a new one on this machine."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
-        import ray.serve  # which a ray without its extra cannot import
-    except ImportError as error:
-        raise SettingsError(f"--engine ray needs Ray ({error.name} is missing): pip install 'remint[cluster]'") from None
-    address = os.environ.get(CLUSTER)
-    own: dict[str, Any] = {} if address else {"num_cpus": max(replicas, os.cpu_count() or 1), "include_dashboard": False}
-    try:
-        ray.init(address=address or "local", namespace="remint", **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise SettingsError(f"no Ray cluster answers at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
-    return ray
 
 
 def _deploy(application: str, replicas: int, device: str, limits: Limits, home: Home, refs: Sequence[str], *more: Any) -> Any:

@@ -48,12 +48,12 @@ def _site_cache(home: Home) -> Path:
     return site
 
 
-def addresses(home: Home, folder: Path, cache: Path | None = None) -> None:
+def addresses(home: Home, folder: Path, cache: Path | None = None, git: bool = True) -> None:
     """Write the workspace's ``.dvc/config.local``: the person's settings, with every local address absolute.
 
     In a checkout elsewhere a relative remote would be another folder, and a push would silently go there. An address inside
     the repository's ``.remint/`` follows REMINT_HOME. REMINT_DVC_REMOTE takes precedence. ``cache``: a folder that replaces
-    the cache of the settings.
+    the cache of the settings. ``git``: the folder is in a repository of git.
     """
     if not (folder / ".dvc" / "config").exists():
         raise RepositoryError(
@@ -74,6 +74,8 @@ def addresses(home: Home, folder: Path, cache: Path | None = None) -> None:
                 section["endpointurl"] = without_user(section["endpointurl"])
     if home.dvc_remote:
         settings.merge({"core": {"remote": "jobs"}, 'remote "jobs"': {"url": home.dvc_remote, "verify": "true"}})
+    if not git:
+        settings.merge({"core": {"no_scm": "true"}})
     if cache:
         settings.merge({"cache": {"dir": str(cache)}})
     write_config(settings, folder / ".dvc" / "config.local")

@@ -44,14 +44,14 @@ class Workspace:
 
     Arguments: ``folder`` the checkout, ``home`` the home with cache, remote and checkpoints, ``logs`` a folder for the output
     of dvc and the steps, ``scratch`` a folder that replaces the home except for the remote: steps then neither find nor leave
-    a cache or a checkpoint.
+    a cache or a checkpoint. ``git``: the checkout is a repository of git.
     """
 
-    def __init__(self, folder: Path, home: Home, logs: Path, scratch: Path | None = None) -> None:
+    def __init__(self, folder: Path, home: Home, logs: Path, scratch: Path | None = None, git: bool = True) -> None:
         self.folder, self.logs = folder, logs
         self.home = Home(home.repository, scratch) if scratch else home
         logs.mkdir(parents=True, exist_ok=True)
-        addresses(home, folder, cache=self.home.dvc / "cache" if scratch else None)
+        addresses(home, folder, cache=self.home.dvc / "cache" if scratch else None, git=git)
 
     def restore(self, target: str) -> bool:
         """Restore ``target`` and all steps before it from the run cache. Return False if a step would have to run."""

@@ -1,0 +1,169 @@
+"""Training over a real Ray cluster of several machines on this host: it equals one process, and a lost machine costs little."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from remint.training.checkpoint import Checkpoints
+from tests.support import training_cases as cases
+from tests.support.ray_cluster import RayCluster, ray_cluster
+
+pytest.importorskip("ray")
+EXACT = {"precision": "fp64", "steps": 40, "learning_rate": 2e-4, "batch_size": 13}
+DRIVER = """
+import json, os, sys
+from pathlib import Path
+from remint.distributed import cluster
+from remint.stores import git
+from remint.training import train
+from tests.support import training_cases as cases
+
+nodes, command, checkpoints, out, source = json.loads(sys.argv[1])
+with train._stopping_on_signals():
+    os.chdir(out)
+    cluster.train_on_nodes(cluster.Nodes(*nodes), command, ["-c", "pass"], {}, git.pack(Path(source)), Path(checkpoints), Path("work/out"))
+"""
+SOURCE = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("tiny")
+    cases.prepare(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[RayCluster]:
+    with ray_cluster(2) as cluster:
+        yield cluster
+
+
+class Job:
+    """A training of one case over a cluster, as a process."""
+
+    def __init__(
+        self, cluster: RayCluster, folder: Path, home: Path, case: str, nodes: tuple[int, int], *options: str, **more: object
+    ) -> None:
+        self.home, recipe = home, cases.recipe(case, **(EXACT | more))
+        settings = json.dumps(EXACT | more | {"home": "."})
+        command = ["tests/support/training_cases.py", str(folder), case, settings, "node", *options]
+        kept = Checkpoints(home / "checkpoints", cases.training_digest(recipe, cases.load(folder)))
+        kept.folder.mkdir(parents=True, exist_ok=True)
+        self.kept = kept
+        asked = json.dumps([[*nodes, 1, 1], command, str(kept.folder), str(home), str(SOURCE)]).replace("work/out", f"{case}/out")
+        environment = cluster.environment(0) | {
+            "PYTHONPATH": cases.environment()["PYTHONPATH"],
+            "REMINT_EVENTS": str(home / "events"),
+        }
+        self.log = (home / "log").open("ab")
+        program = DRIVER.replace("work/out", f"{case}/out")
+        self.process = subprocess.Popen([sys.executable, "-c", program, asked], env=environment, stdout=self.log, stderr=self.log)
+        self.case = case
+
+    def wait_for(self, what: str, seconds: float = 120.0) -> None:
+        deadline = time.monotonic() + seconds
+        while what not in self.events():
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.home / "log").read_text()[-3000:]
+            time.sleep(0.1)
+
+    def events(self) -> str:
+        events = self.home / "events"
+        return events.read_text() if events.exists() else ""
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        assert self.process.wait(300) == 0, (self.home / "log").read_text()[-3000:]
+        return load_file(self.home / self.case / "out/weights.safetensors")
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0.0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def one_process(folder: Path, home: Path, case: str, **more: object) -> dict[str, torch.Tensor]:
+    cases.train_into(cases.recipe(case, **(EXACT | more)), cases.load(folder), home)
+    return load_file(home / "out/weights.safetensors")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("case", cases.FAMILIES)
+def test_two_machines_train_what_one_process_trains(machines: RayCluster, folder: Path, tmp_path: Path, case: str) -> None:
+    job = Job(machines, folder, tmp_path, case, (2, 2))
+    assert_equal(job.weights(), one_process(folder, tmp_path / "one", case))
+    assert json.loads((tmp_path / case / "out/training.json").read_text())["world_size"] == 2
+    assert '"machines": 2' in job.events() and "machine_lost" not in job.events()
+
+
+@pytest.mark.soak
+def test_a_killed_rank_costs_the_steps_since_the_checkpoint(machines: RayCluster, folder: Path, tmp_path: Path) -> None:
+    job = Job(machines, folder, tmp_path, "vae", (2, 2), "die=20", "rank=1", f"mark={tmp_path}/died")
+    assert_equal(job.weights(), one_process(folder, tmp_path / "one", "vae"))
+    assert job.events().count("machine_lost") == 1
+    resumed = [json.loads(line) for line in job.events().splitlines() if '"resumed"' in line]
+    assert len(resumed) == 1 and resumed[0]["step"] >= 10
+
+
+@pytest.mark.soak
+def test_a_stop_leaves_a_checkpoint_and_no_process(machines: RayCluster, folder: Path, tmp_path: Path) -> None:
+    """And one process goes on from there: the checkpoints are with the job, and in the form of any training."""
+    job = Job(machines, folder, tmp_path, "flow", (2, 2), steps=100_000)
+    job.wait_for("metrics")
+    ranks = machines.ranks()
+    assert len(ranks) == 2
+    job.process.send_signal(signal.SIGTERM)
+    assert job.process.wait(60) != 0 and "Interrupted" in (tmp_path / "log").read_text()
+    _, alive = psutil.wait_procs(ranks, timeout=5)
+    assert not alive
+    newest = job.kept.newest()
+    assert newest is not None and newest > 0
+
+
+@pytest.mark.soak
+def test_a_lost_machine_leaves_the_others_at_work(folder: Path, tmp_path: Path) -> None:
+    with ray_cluster(3) as cluster:
+        job = Job(cluster, folder, tmp_path, "gan", (1, 2), steps=2_000)
+        job.wait_for("metrics")
+        lost = next(place for place in (1, 2) if cluster.ranks(place))
+        cluster.kill_machine(lost)
+        began = time.monotonic()
+        job.wait_for("machine_lost")
+        seconds = time.monotonic() - began
+        assert_equal(job.weights(), one_process(folder, tmp_path / "one", "gan", steps=2_000))
+        assert seconds < 60, "Ray notices within 4 s here, and the others begin again"
+
+
+@pytest.mark.soak
+def test_a_lost_head_ends_the_run_with_one_line(folder: Path, tmp_path: Path) -> None:
+    with ray_cluster(2) as cluster:
+        job = Job(cluster, folder, tmp_path, "vae", (2, 2), steps=100_000)
+        job.wait_for("metrics")
+        while not job.kept.steps():
+            time.sleep(0.1)
+        cluster.kill_machine(0)
+        assert job.process.wait(180) != 0
+    last = (tmp_path / "log").read_text().strip().splitlines()[-1]
+    assert "the Ray cluster was lost" in last and "run again to continue" in last
+    assert job.kept.newest()
+
+
+def test_no_cluster_is_one_line(folder: Path, tmp_path: Path) -> None:
+    environment = cases.environment() | {"REMINT_CLUSTER": "127.0.0.1:9", "RAY_AUTH_MODE": "disabled"}
+    program = "from remint.distributed import cluster; cluster.train_on_nodes(cluster.Nodes(2, 2, 1, 1), [], [], {}, b'', *2 * [__import__('pathlib').Path('x')])"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("remint.errors.ResourceError: no Ray cluster answers at 127.0.0.1:9")
+    assert "ray start --head" in last and os.fspath(tmp_path)
