@@ -16,7 +16,7 @@ from typing import Any
 import typer.main
 
 from remint import cli
-from remint.settings import judging, recipe, split
+from remint.settings import judging, nodes, recipe, split
 from remint.settings.base import Settings
 from remint.settings.params import PipelineSettings
 from remint.settings.schedule import ScheduleSettings
@@ -32,7 +32,7 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
     *((f"pipelines.NAME.model (family: {name})", settings) for name, settings in recipe.MODEL_SETTINGS.items()),
     ("pipelines.NAME.model.critic (family: vaegan)", recipe.VaeGanCriticSettings),
     ("pipelines.NAME.training", recipe.TrainingSettings),
-    ("pipelines.NAME.training.nodes", recipe.NodeRange),
+    ("pipelines.NAME.training.nodes", nodes.NodeRange),
     ("pipelines.NAME.evaluation", judging.EvaluationSettings),
     ("pipelines.NAME.evaluation.inception, .program", judging.FeatureFile),
     ("pipelines.NAME.promotion", judging.PromotionSettings),

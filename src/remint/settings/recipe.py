@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from remint.records import Extended
 from remint.settings.base import Count, Fraction, Positive, Rate, Settings
+from remint.settings.nodes import NodeRange
 from remint.settings.split import SplitSettings, check_source
 
 SIZES = ("size", "image_size", "img_size", "resolution")  # names of resize.size in other programs
@@ -228,26 +229,6 @@ MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
     "gan": GanSettings,
     "vaegan": VaeGanSettings,
 }
-
-
-class NodeRange(Settings):
-    """Least and greatest number of machines of a training; a number means both."""
-
-    min: Positive  # the training waits for so many
-    max: Positive  # and takes up to so many
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_number(cls, given: Any) -> Any:
-        if not isinstance(given, dict | NodeRange) and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
-            raise ValueError(f"expected a whole number of at least 1, or {{min: .., max: ..}}, not {given!r}")
-        return {"min": given, "max": given} if isinstance(given, int) else given
-
-    @model_validator(mode="after")
-    def _check_order(self) -> NodeRange:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}")
-        return self
 
 
 class TrainingSettings(Settings, Extended):
