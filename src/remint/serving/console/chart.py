@@ -27,6 +27,7 @@ MARKS = {
     "refused": "M-4-4 4 4M4-4-4 4",
     "rejected": "M-4-4 4 4M4-4-4 4",
     "awaiting_approval": "M-4-4H4V4H-4Z",
+    "awaiting_shadow": "M0-5.5 5.5 0 0 5.5-5.5 0Z",
 }
 DOT = "M-3.5 0A3.5 3.5 0 1 0 3.5 0 3.5 3.5 0 1 0-3.5 0Z"
 
