@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +30,16 @@ EVERY = 5.0  # seconds between two looks at the ledger
 
 def pages(home: Home, params: Params) -> Pages:
     """Return the console's pages over the stores of a home and the Prefect server that it uses."""
-    return Pages(Registry(home, params, Outlooks(home, params)), os.environ.get("REMINT_SERVE_PERSON"))
+    registry = Registry(home, params, Outlooks(home, params))
+    threading.Thread(target=_keep_fresh, args=(registry,), name="console", daemon=True).start()
+    return Pages(registry, os.environ.get("REMINT_SERVE_PERSON"))
+
+
+def _keep_fresh(registry: Registry) -> None:
+    while True:
+        with suppress(RemintError):  # a store is away, or there is none yet
+            registry.refresh()
+        time.sleep(EVERY)
 
 
 def main() -> None:

@@ -59,8 +59,8 @@ class Running:
     """A server with its console in this process, whose follower looks when it is told to."""
 
     def __init__(self, home: Home, token: str | None = TOKEN, wait: bool = False, outlook: Outlook | None = None) -> None:
-        source = Registry(home, params(), lambda: {MODEL: outlook or Outlook()})
-        pages = run.Pages(source, HEADER if token else None)
+        self.source = Registry(home, params(), lambda: {MODEL: outlook or Outlook()})
+        pages = run.Pages(self.source, HEADER if token else None)
         refs = (MODEL, "digits-new") if wait else (MODEL,)
         self.app = run.build(home, refs, Limits(), 3600.0, "cpu", token, lambda _: None, pages=pages, wait=wait)
         api = next(route for route in self.app.app.routes if route.path == "/readyz").endpoint.__self__
@@ -149,6 +149,7 @@ def test_metrics_come_from_the_versions_and_are_read_once(home: Home, server: Ru
     for version in (1, 2, 3):
         block = canonical({"nll": measurement(2.0 + version).to_json()})
         open_tracking(home).set_tags(open_tracking(home).version(f"{MODEL}/{version}"), VersionTags(metrics=block))
+    monkeypatch.setattr("remint.promotion.console.SETTLED", timedelta(0))
     page = server.get("/")
     assert page.count("<figure>") == 1 and "digits-flow/2 refused" in page and "4.000 [3.900, 4.100] bits/dim" in page
 
@@ -159,7 +160,11 @@ def test_metrics_come_from_the_versions_and_are_read_once(home: Home, server: Ru
         patched.setattr("remint.promotion.console.open_tracking", away)
         assert server.get("/").count("<figure>") == 1
     cases.append_row(home, "refused", 3)
-    assert "digits-flow/3 refused" in server.get("/")
+    server.source.refresh()
+    with monkeypatch.context() as patched:
+        patched.setattr("remint.promotion.console.open_tracking", away)
+        server.source.refresh()
+        assert "digits-flow/3 refused" in server.get("/"), "it was read beforehand"
 
 
 def test_a_model_has_its_versions_decisions_and_serving_events(home: Home, server: Running) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from remint.errors import IntegrityError, NotFoundError, RemintError
@@ -19,12 +21,17 @@ from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.serving.console.source import Concern, Entry, History, Night, Outlook, Rule, Story, Verification
 from remint.settings.params import Params
+from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.serving_events import ServingEvent, ServingEvents
 from remint.stores.open import open_ledger, open_serving_events, open_tracking
 
 NIGHTS = 60  # versions in a chart
-ROWS = 3 * NIGHTS  # rows that are read for them: a version may be judged again, and a person may decide
+SETTLED = timedelta(minutes=10)  # by then what is kept with a decision is in MLflow
+ROWS = 2 * NIGHTS  # rows that are read for them: a version may be judged again, and a person may decide
 
 Values = Mapping[str, MetricValue]
+Books = tuple[Ledger, ServingEvents]
+Heads = tuple[str, str]  # hashes of the newest row and event
 
 
 class Registry:
@@ -34,28 +41,30 @@ class Registry:
         self.home, self.params, self.outlooks = home, params, outlooks
         self._lock = threading.Lock()
         self._measured: dict[str, dict[int, Values]] = {}
-        self._drift: dict[str, str] = {}  # by the hash of a row: the drift before its version, or ""
+        self._kept: dict[str, tuple[Heads, Entry]] = {}  # by name
 
     def names(self) -> list[str]:
-        found = list(self.params.pipelines)
-        with suppress(NotFoundError):  # there is no ledger yet
-            found += [name for name in open_ledger(self.home, make=False).models() if name not in self.params.pipelines]
-        return found
+        return self._names(self._books())
 
     def overview(self) -> list[Entry]:
-        outlooks = self.outlooks()
-        return [self._entry(name, outlooks.get(name, Outlook())) for name in self.names()]
+        outlooks, books = self.outlooks(), self._books()
+        return [self._entry(name, outlooks.get(name, Outlook()), books) for name in self._names(books)]
+
+    def refresh(self) -> None:
+        """Read what MLflow has of versions that the ledger names since the last call, so that no page waits for it."""
+        books = self._books()
+        for name in self._names(books):
+            self._entry(name, Outlook(), books)
 
     def history(self, name: str, count: int | None) -> History:
-        if name not in self.names():
+        books = self._books()
+        if name not in self._names(books):
             raise NotFoundError(f"unknown model '{name[:100]}': neither params.yaml nor the ledger has it")
-        entry = self._entry(name, self.outlooks().get(name, Outlook()))
-        try:
-            book, kept = open_ledger(self.home, make=False), open_serving_events(self.home, make=False)
-        except NotFoundError:
+        entry = self._entry(name, self.outlooks().get(name, Outlook()), books)
+        if books is None:
             return History(entry, [], [], [])
-        rows = book.rows(name) if count is None else book.newest(name, count)
-        events = kept.of(name)[::-1][:count]
+        rows = books[0].rows(name) if count is None else books[0].newest(name, count)
+        events = books[1].of(name)[::-1][:count]
         return History(entry, open_tracking(self.home).versions(name, count), rows[::-1], events)
 
     def verify(self, name: str) -> Verification:
@@ -95,26 +104,45 @@ class Registry:
     def rollback(self, name: str, reason: str, who: str) -> LedgerRow:
         return decide.rollback(self.home, name, reason, who)
 
-    def _entry(self, name: str, outlook: Outlook) -> Entry:
+    def _books(self) -> Books | None:
+        """Open the ledger and the serving events, which every look checks; None if there is no ledger yet."""
+        try:
+            return open_ledger(self.home, make=False), open_serving_events(self.home, make=False)
+        except NotFoundError:
+            return None
+
+    def _names(self, books: Books | None) -> list[str]:
+        found = list(self.params.pipelines)
+        return [*found, *(name for name in (books[0].models() if books else ()) if name not in found)]
+
+    def _entry(self, name: str, outlook: Outlook, books: Books | None) -> Entry:
         """Return one pipeline. What cannot be read about it is one of its concerns, and the others are still shown."""
         failed = [Concern("run failed", outlook.failure)] if outlook.failure else []
-        try:
-            book = open_ledger(self.home, make=False)
-            rows, last, made = book.newest(name, ROWS), book.last(name), book.made_champion(name)
-            return Entry(
-                name=name,
-                champion=last.champion_after if last else None,
-                since=made.at if made and last and last.champion_after is not None else "",
-                last=last,
-                metric=self._metric(name),
-                nights=self._nights(name, rows),
-                outlook=outlook,
-                concerns=[*failed, *self._concerns(name, rows)],
-            )
-        except NotFoundError:  # there is no ledger yet
+        if books is None:
             return Entry(name, None, "", None, "", (), outlook, failed)
+        try:
+            last, event = books[0].last(name), books[1].newest(name)
+            heads, found = (last.hash if last else "", event.hash if event else ""), self._kept.get(name)
+            if found is None or found[0] != heads:
+                found = heads, self._read(name, books[0], last, event)
+                if last is None or datetime.now(UTC) - datetime.fromisoformat(last.at) > SETTLED:
+                    self._kept[name] = found
+            return replace(found[1], outlook=outlook, concerns=[*failed, *found[1].concerns])
         except RemintError as error:
             return Entry(name, None, "", None, "", (), outlook, [*failed, Concern("not readable", str(error))])
+
+    def _read(self, name: str, book: Ledger, last: LedgerRow | None, event: ServingEvent | None) -> Entry:
+        rows, made = book.newest(name, ROWS), book.made_champion(name)
+        return Entry(
+            name=name,
+            champion=last.champion_after if last else None,
+            since=made.at if made and last and last.champion_after is not None else "",
+            last=last,
+            metric=self._metric(name),
+            nights=self._nights(name, rows),
+            outlook=Outlook(),
+            concerns=self._concerns(name, rows, event),
+        )
 
     def _metric(self, name: str) -> str:
         pipeline = self.params.pipelines.get(name)
@@ -143,7 +171,7 @@ class Registry:
                         known[version] = store.version(f"{name}/{version}").tags.measurements
             return dict(known)
 
-    def _concerns(self, name: str, rows: Sequence[LedgerRow]) -> list[Concern]:
+    def _concerns(self, name: str, rows: Sequence[LedgerRow], event: ServingEvent | None) -> list[Concern]:
         if not rows:
             return []
         champion, newest = rows[-1].champion_after, {row.version: row for row in rows}
@@ -152,7 +180,6 @@ class Registry:
             for row in newest.values()
             if row.action == "awaiting_approval" and row.champion_before == champion
         ]
-        event = open_serving_events(self.home, make=False).newest(name)
         if event is not None and event.event == "refused" and event.version == champion:
             found.append(Concern("not served", f"{event.host} does not serve {name}/{champion}: {event.why}", champion))
         judged = next((row for row in reversed(rows) if row.evidence), None)
@@ -163,9 +190,7 @@ class Registry:
 
     def _drift_before(self, row: LedgerRow) -> str:
         """Return the drift of the data since the champion was trained, as it was when a version was judged; "" for none."""
-        if row.hash not in self._drift:
-            drift = None
-            with suppress(NotFoundError):  # the version is gone
-                drift = queries.kept_drift(self.home, open_tracking(self.home).version(f"{row.model}/{row.version}"))
-            self._drift[row.hash] = drift.summary if drift and drift.changed else ""
-        return self._drift[row.hash]
+        drift = None
+        with suppress(NotFoundError):  # the version is gone
+            drift = queries.kept_drift(self.home, open_tracking(self.home).version(f"{row.model}/{row.version}"))
+        return drift.summary if drift and drift.changed else ""
