@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from remint.stores.open import open_ledger
 from tests.conftest import Once
 from tests.support import console_cases
 from tests.support.browser import CHROMIUM, needs_chromium
+from tests.support.calibrated_cases import calibrated_model
 from tests.support.console_cases import HEADER, NAME, TOKEN
+from tests.support.models_cases import CASES
 from tests.support.promotion_cases import copy_home
 
 pytestmark = [needs_chromium, pytest.mark.usefixtures("forked")]
@@ -143,25 +146,30 @@ def test_temperature_latents_and_the_challenger_beside_the_champion(home: Home, 
         assert np.array_equal(pixels(page, f"#samples figure:nth-child({number}) .pick:nth-child(9) canvas"), drawn[8, 0])
 
 
+def drop(page: Page, name: str, content: bytes) -> None:
+    """Drop a file as a person does with the mouse."""
+    script = """([name, content]) => {
+        const carried = new DataTransfer(), bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
+        carried.items.add(new File([bytes], name));
+        document.getElementById('drop').dispatchEvent(new DragEvent('drop', { dataTransfer: carried, bubbles: true, cancelable: true }));
+    }"""
+    page.evaluate(script, [name, base64.b64encode(content).decode()])
+
+
 def test_a_dropped_file_is_scored_and_a_wrong_one_is_refused_in_a_line(home: Home, tab: Tab) -> None:
     x_NCHW = np.full((3, 1, 8, 8), 16, np.uint8)
     x_NCHW[1:] = load_version(home, NAME).sample(2, 1)
     stream = io.BytesIO()
     np.save(stream, x_NCHW)
     page = tab.open(f"/models/{NAME}/playground")
-    drop = """([name, content]) => {
-        const carried = new DataTransfer(), bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
-        carried.items.add(new File([bytes], name));
-        document.getElementById('drop').dispatchEvent(new DragEvent('drop', { dataTransfer: carried, bubbles: true, cancelable: true }));
-    }"""
-    page.evaluate(drop, ["three.npy", base64.b64encode(stream.getvalue()).decode()])
+    drop(page, "three.npy", stream.getvalue())
     page.wait_for_selector("#scored img")
     expected = load_version(home, NAME).score(x_NCHW)
     cells = [row.locator("td").all_text_contents() for row in page.locator("#scored tbody tr").all()]
     assert [float(p) for _, _, p, _ in cells] == pytest.approx(expected.p_value, rel=1e-3)
     assert [unusual for *_, unusual in cells] == ["yes" if flag else "no" for flag in expected.flagged] and cells[0][3] == "yes"
     assert page.locator("#scored img").evaluate("e => e.naturalWidth") > 300
-    page.evaluate(drop, ["notes.npy", base64.b64encode(b"not an array").decode()])
+    drop(page, "notes.npy", b"not an array")
     page.wait_for_selector("#scored .problem")
     assert "\n" not in page.locator("#scored .problem").inner_text()
     tab.faults = [fault for fault in tab.faults if "422" not in fault]  # Chromium logs an answer that is an error
@@ -187,6 +195,36 @@ def test_what_is_painted_over_is_filled_and_the_rest_stays(home: Home, tab: Tab)
     _, y_N = served.draw([(0, 0)])
     assert np.array_equal(page.evaluate("missing"), gone)
     assert np.array_equal(filled, served.impute(drawn[None], missing=gone, draws=4, of_class=int(y_N[0])).filled[0, 0])
+
+
+@pytest.mark.soak  # a chain draws the missing values
+def test_rows_of_a_table_are_drawn_morphed_filled_and_scored(browser: Browser, home: Home) -> None:
+    served = replace(calibrated_model(CASES["flow-table"]), ref=f"{NAME}/1")
+    rows = served.sample(8, 0)
+    first, *_ = names = list(rows.columns)
+    with console_cases.serving(home, served) as address:
+        tab = Tab(browser, address)
+        page = tab.open(f"/models/{NAME}/playground")
+        assert page.locator("#samples tbody tr").count() == 8
+        page.click("#morph")
+        page.wait_for_selector("#morphed[aria-busy=false]")
+        page.locator("#step").evaluate("e => { e.value = 16; e.dispatchEvent(new Event('input')); }")
+        assert not page.locator("#morphed .problem").count(), page.locator("#morphed").inner_text()
+        row = page.locator(".frame:not([hidden]) td").all_text_contents()
+        assert row == page.locator("#samples tbody tr").nth(1).locator("td").all_text_contents()[1:], "it ends at B"
+        page.locator("#masked td button").first.click()
+        assert page.locator("#masked td button").first.get_attribute("aria-label") == f"{first} is missing"
+        page.click("#fill")
+        page.wait_for_selector("#filled[aria-busy=false] td")
+        kept = page.locator("#masked td").all_text_contents()
+        filled = page.locator("#filled td").all_text_contents()
+        assert filled[1:] == kept[1:] and filled[0] not in (kept[0], "missing") and len(filled) == len(names)
+        drop(page, "rows.csv", rows.to_csv(index=False).encode())
+        page.wait_for_selector("#scored img")
+        shown = [float(each) for each in page.locator("#scored td:nth-child(3)").all_text_contents()]
+        assert shown == pytest.approx(served.score(rows).p_value, rel=1e-2)
+        tab.page.context.close()
+    assert not tab.faults
 
 
 def test_a_person_approves_a_version(home: Home, tab: Tab) -> None:

@@ -17,7 +17,9 @@ from remint.runtime.home import Home
 from remint.serving.anomalies import calibration
 from remint.serving.app import run
 from remint.serving.app.limits import Limits
+from remint.serving.app.slot import Version
 from remint.serving.console.source import Outlook
+from remint.serving.model import ServedModel
 from remint.settings.params import Params, validate_params
 from remint.settings.recipe import DatasetSettings, Recipe
 from remint.stores.mlflow import VersionTags
@@ -86,10 +88,12 @@ def _seeded(recipe: Recipe, seed: int) -> Recipe:
 
 
 @contextmanager
-def serving(home: Home) -> Iterator[str]:
-    """Serve the console in a thread. Yield its address."""
+def serving(home: Home, other: ServedModel | None = None) -> Iterator[str]:
+    """Serve the console in a thread. Yield its address. ``other``: answers in place of the champion."""
     source = Registry(home, params(), lambda: {NAME: Outlook(failure="the run red-fox: no space left")})
     app = run.build(home, (NAME,), Limits(), 0.2, "cpu", TOKEN, lambda _: None, pages=run.Pages(source, HEADER))
+    if other is not None:
+        app.app.state.api.slots[NAME].version = Version(other, 1, "", "")
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -84,7 +84,7 @@ function rowTable(rows, first = () => []) {
 function examples(...chosen) {
   const given = isTable ? { rows: chosen.map(one => one.x) } : { x: chosen.map(one => one.x) };
   const known = facts.classes.length && chosen.every(one => one.class !== undefined);
-  return known && !isTable ? { ...given, class: chosen.map(one => one.class) } : given;
+  return known ? { ...given, class: chosen.map(one => one.class) } : given;
 }
 
 // Samples, and picking two of them.
@@ -261,7 +261,7 @@ function mask(isGone) {
 
 function fill() {
   const gaps = x => Object.fromEntries(Object.entries(x).map(([name, value]) => [name, missing.has(name) ? null : value]));
-  const given = isTable ? { rows: [gaps(picked[0].x)] } : { ...examples(picked[0]), missing };
+  const given = isTable ? examples({ ...picked[0], x: gaps(picked[0].x) }) : { ...examples(picked[0]), missing };
   return show("filled", "impute", { ...given, draws: COMPLETIONS }, said => picture(said.values[0], "sample A, filled"));
 }
 
