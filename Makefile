@@ -74,6 +74,7 @@ bench: setup ## the README's claims, measured
 	$(BIN)/python -m benchmarks.formats
 	$(BIN)/python -m benchmarks.use
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.console
 	$(BIN)/python -m benchmarks.registry
 
 bench-fashion: setup ## Fashion-MNIST; docs/results.md has the seconds of each family
