@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from remint.settings.params import read_params, write_params
 from tests.support.ports import free_port
 from tests.support.team import Team
 
@@ -74,6 +75,10 @@ def ask(port: int, server: subprocess.Popen[bytes], log: Path, rows: list[dict[s
 
 @pytest.mark.soak
 def test_a_version_is_installed_from_the_wheel_and_served(team: Team, tmp_path: Path) -> None:
+    content = read_params(team.folder)
+    content["datasets"]["digits"]["split"] = {"validation": 0.1, "calibration": 0.1, "held_out": 0.2, "seed": 0}
+    write_params(content, team.folder)
+    team.sh("git commit -qam 'a calibration split, for scores'")
     built = build_wheel(team, tmp_path / "clone")
     team = PackagedTeam(team.folder, api=team.api, package=str(built))
     (outcome,) = team.json("run", "digits-flow")

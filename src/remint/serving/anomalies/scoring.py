@@ -157,7 +157,9 @@ def write(served: ServedModel, data: Any, output: Path, false_alarm_rate: float,
 def read_calibration(served: ServedModel) -> Calibrated:
     """Return the calibration of a model. Raises UserError if it has none, IntegrityError if it is not the registered one."""
     if served.calibration is None:
-        raise UserError(f"{served.ref} has no calibration, which scores need: load the version by its name")
+        raise UserError(
+            f"{served.ref} has no calibration, which scores need: run remint calibrate, and load the version by its name"
+        )
     return served.calibration()
 
 
