@@ -30,11 +30,12 @@ import uvicorn
 
 from benchmarks.pipelines import line, write
 from flows.stack.console import EVERY, pages
-from remint.records import LedgerRow, MetricValue, canonical, digest
+from remint.records import MetricValue, canonical, digest
 from remint.runtime.home import Home
 from remint.serving.app import run
 from remint.serving.app.limits import Limits
 from remint.settings.params import Params, validate_params
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger
 from tests.support import registry_cases

@@ -33,8 +33,9 @@ import torch
 
 from remint.distributed.machine import fingerprint
 from remint.promotion.projection import sync_mlflow_to_ledger
-from remint.records import LedgerRow, canonical, digest
+from remint.records import canonical, digest
 from remint.runtime.home import Home
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger
 from tests.support import registry_cases

@@ -21,9 +21,9 @@ from remint.errors import RemintError, SettingsError
 from remint.promotion import decide, queries
 from remint.promotion.page import brief
 from remint.promotion.projection import current_version
-from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.stores import git
+from remint.stores.ledger.row import LedgerRow
 
 
 class Answer(RunInput):

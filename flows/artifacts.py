@@ -13,8 +13,8 @@ from flows import approval
 from flows.server.progress import artifact_key
 from remint.promotion.decision import Decision
 from remint.promotion.page import brief
-from remint.records import LedgerRow
 from remint.runtime.home import Home
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_ledger
 

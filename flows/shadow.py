@@ -14,9 +14,9 @@ from prefect.states import Completed
 from flows import artifacts, labels
 from flows.server import progress
 from remint.promotion.shadow import judge_waiting
-from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.stores import git
+from remint.stores.ledger.row import LedgerRow
 
 
 @flow(name="shadow", flow_run_name=labels.run_name, persist_result=False)

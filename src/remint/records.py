@@ -3,7 +3,7 @@
     DatasetVersion -> TrainedModel -> EvaluationReport -> ModelVersion -> Decision -> LedgerRow
 
 A record names its parents by their digests. A record of one package is in that package: ModelVersion in
-stores/mlflow/records.py, Decision in promotion/decision.py.
+stores/mlflow/records.py, Decision in promotion/decision.py, LedgerRow in stores/ledger/row.py.
 """
 
 from __future__ import annotations
@@ -285,21 +285,3 @@ class EvaluationReport(Record):
     by_class: dict[str, dict[str, MetricValue]] = {}  # metric, class: over the held-out examples of one class
     leakage: Leakage | None = None  # into the model's training split; None: that split is missing
     values_sha256: str = ""  # of the per-example values beside the report
-
-
-class LedgerRow(Record):
-    """One row of the promotion ledger. ``hash`` is over all other fields."""
-
-    model: str
-    sequence: int
-    action: Literal["promoted", "kept", "refused", "awaiting_approval", "awaiting_shadow", "rejected", "rolled_back"]
-    champion_before: int | None
-    champion_after: int | None
-    version: int  # the version that the row is about
-    who: str
-    why: str
-    evidence: str  # digest of the basis of the decision, "" for a person's act
-    at: str  # ISO 8601, UTC
-    previous: str  # hash of the row before, "" for the first
-    hash: str
-    decision: str = ""  # digest of the Decision; "" for a person's act, and in rows of older versions of remint

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from remint.promotion.decision import Decision, RuleResult
-from remint.records import LedgerRow, MetricValue
+from remint.records import MetricValue
 from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.prefect_server import request_json
@@ -25,7 +26,7 @@ from tests.support.team import Team
 PROGRAM = """
 import json, sys
 from remint.promotion.decision import Decision
-from remint.records import LedgerRow
+from remint.stores.ledger.row import LedgerRow
 from flows import approval
 from flows import artifacts
 from prefect.events.worker import EventsWorker

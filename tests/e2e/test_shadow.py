@@ -17,9 +17,9 @@ import httpx
 import numpy as np
 
 from remint.promotion.shadow_report import ShadowReport
-from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.open import open_ledger, open_serving_events, open_shadow_counts, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support import registry_cases

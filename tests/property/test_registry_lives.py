@@ -29,11 +29,11 @@ from remint.maintenance.gc import collect_garbage
 from remint.models.bundle import load_model
 from remint.promotion import decide, queries
 from remint.promotion.projection import sync_mlflow_to_ledger, tags_of
-from remint.records import LedgerRow
 from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.stores import git
 from remint.stores.ledger.chain import Action, projection
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import collect_cases, registry_cases

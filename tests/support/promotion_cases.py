@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from remint.promotion.projection import sync_mlflow_to_ledger
-from remint.records import LedgerRow, canonical
+from remint.records import canonical
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import Action
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion, VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import registry_cases

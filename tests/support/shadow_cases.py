@@ -9,10 +9,10 @@ from typing import Any
 from remint.promotion.decision import Decision, RuleResult, ShadowTerms
 from remint.promotion.kept_decisions import DECISION
 from remint.promotion.projection import sync_mlflow_to_ledger
-from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.settings.judging import PromotionSettings
 from remint.settings.shadow import ServingSettings
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.shadow_counts import Pair, ShadowCounts
 from remint.stores.open import open_ledger
 from tests.support.promotion_cases import MODEL

@@ -14,11 +14,12 @@ from remint.errors import ApprovalExpired, ChampionChanged, DataError, Integrity
 from remint.promotion import decide, expiry
 from remint.promotion.projection import current_version, sync_mlflow_to_ledger
 from remint.promotion.why import sections, why
-from remint.records import LedgerRow, canonical
+from remint.records import canonical
 from remint.runtime.home import Home
 from remint.runtime.manifest import sha256_file
 from remint.settings.params import load_params, write_params
 from remint.stores.ledger.collected import CollectedVersions
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 from tests.support import promotion_cases as cases

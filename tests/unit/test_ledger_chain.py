@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from remint.errors import ChampionChanged, LedgerError, SettingsError
-from remint.records import LedgerRow, digest
+from remint.records import digest
 from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.row import LedgerRow
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
     "a default of the training": (lambda c: c.edit(RECIPE, "warmup: Fraction = 0.02", "warmup: Fraction = 0.03"), TRAIN),
     "a default of one family": (lambda c: c.edit(RECIPE, "beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0", "beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1"), {"train@gan"}),
     "nats_per_unit": (lambda c: c.edit(RECORDS, "1.0 if self.is_table else self.dims * math.log(2.0)", "1.0 if self.is_table else math.log(2.0)"), EVERY),
-    "another record": (lambda c: c.edit(RECORDS, "class LedgerRow(Record):", "class LedgerRow(Record):\n    further: str = ''\n"), set()),
+    "another record": (lambda c: (c.folder / RECORDS).open("a").write("\n\nclass Further(Record):\n    pass\n"), set()),
     "constraints.txt": (lambda c: (c.folder / "constraints.txt").write_text("torch==9.9\n"), EVERY),
     "a new family": (lambda c: (c.folder / "src/remint/models/diffusion.py").write_text("def build(): ...\n"), set()),
     "the GAN": (lambda c: c.edit("src/remint/models/gan.py", "def build(", "NEW = 1\n\n\ndef build("), GAN),

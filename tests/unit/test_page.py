@@ -20,19 +20,9 @@ from remint.promotion.decision import Decision
 from remint.promotion.page import bars, lineage, pictures, sections, since, words
 from remint.promotion.page.render import render
 from remint.promotion.page.story import Side, Story
-from remint.records import (
-    Change,
-    Column,
-    DataSpec,
-    Drift,
-    EvaluationReport,
-    Leakage,
-    LedgerRow,
-    MetricValue,
-    TrainedModel,
-    canonical,
-)
+from remint.records import Change, Column, DataSpec, Drift, EvaluationReport, Leakage, MetricValue, TrainedModel, canonical
 from remint.settings.judging import Bound, Improve, PromotionSettings
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion, VersionTags
 from tests.support.browser import needs_chromium, render_page
 

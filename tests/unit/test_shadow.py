@@ -21,11 +21,11 @@ from remint.promotion.queries import kept_decision
 from remint.promotion.shadow import decide_again, judge_waiting
 from remint.promotion.shadow_report import ShadowReport, summarise
 from remint.promotion.why import why
-from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.settings.params import read_params, validate_params
 from remint.settings.shadow import ServingSettings
 from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.shadow_counts import ShadowCounts, ShadowCountsTable
 from remint.stores.open import open_ledger, open_serving_events, open_shadow_counts, open_tracking
 from tests.support import promotion_cases as cases

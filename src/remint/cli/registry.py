@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from remint.cli import completion, screens, terminal
 from remint.cli.app import AsJson, ModelRef, app, here, print_json
-from remint.records import LedgerRow
+from remint.stores.ledger.row import LedgerRow
 
 Reason = Annotated[str, typer.Option(help="Reason, recorded in the ledger.")]
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from remint.errors import IntegrityError, NotFoundError, RemintError
 from remint.promotion import decide, queries, why
 from remint.promotion.page.write import NAME as REPORT
-from remint.records import LedgerRow, MetricValue
+from remint.records import MetricValue
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.serving.console.source import Concern, Entry, History, Night, Outlook, Rule, Story, Verification
 from remint.settings.params import Params
 from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.serving_events import ServingEvent, ServingEvents
 from remint.stores.open import open_ledger, open_serving_events, open_tracking
 

@@ -16,11 +16,11 @@ from typing import Literal
 from remint.errors import ApprovalExpired, ChampionChanged, IntegrityError, NotFoundError, SettingsError
 from remint.promotion import expiry
 from remint.promotion.projection import current_version, sync_mlflow_to_ledger
-from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.serving import fresh
 from remint.stores.ledger.chain import CHAMPION_ACTIONS, Ledger, describe, veto
 from remint.stores.ledger.collected import CollectedVersions
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_ledger, open_tracking
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from remint.data import schema, sources
 from remint.errors import DataError, NotFoundError, UserError
-from remint.records import LedgerRow
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.runtime.manifest import sha256_file
 from remint.settings.params import load_params
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_ledger, open_tracking
 

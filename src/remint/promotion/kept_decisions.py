@@ -17,10 +17,11 @@ from typing import Any
 from remint.errors import IntegrityError, NotFoundError, RemintError
 from remint.promotion.decision import Decision
 from remint.promotion.shadow_report import REPORT
-from remint.records import LedgerRow, digest
+from remint.records import digest
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import CollectedVersions
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_tracking
 

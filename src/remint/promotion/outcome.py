@@ -9,7 +9,8 @@ from remint.promotion.decision import Decision
 from remint.promotion.kept_decisions import DECISION
 from remint.promotion.page import write
 from remint.promotion.retraining import Retraining
-from remint.records import LedgerRow, MetricValue, Record
+from remint.records import MetricValue, Record
+from remint.stores.ledger.row import LedgerRow
 
 
 class Rule(Record):

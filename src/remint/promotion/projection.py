@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from remint.errors import NotFoundError
-from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import CHAMPION_ACTIONS, Ledger, describe, projection
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 from remint.stores.open import open_ledger, open_tracking
 

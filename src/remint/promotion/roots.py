@@ -16,11 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from remint.errors import NotFoundError
-from remint.records import LedgerRow
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import CHAMPION_ACTIONS, VETOES, Action, awaiting
 from remint.stores.ledger.collected import CollectedVersions
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion, removal
 from remint.stores.open import open_ledger, open_tracking
 

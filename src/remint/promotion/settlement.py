@@ -20,9 +20,10 @@ from remint.promotion.outcome import Outcome, outcome
 from remint.promotion.page import since, write
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.promotion.retraining import Retraining, timed
-from remint.records import LedgerRow, digest
+from remint.records import digest
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import CollectedVersions
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion, VersionTags
 from remint.stores.open import open_serving_events
 

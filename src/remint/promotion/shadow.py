@@ -22,11 +22,12 @@ from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.promotion.rulings import Ruling, awaits_approval, evidence, required
 from remint.promotion.settlement import Announce
 from remint.promotion.shadow_report import REPORT, ShadowReport, summarise
-from remint.records import LedgerRow, MetricValue
+from remint.records import MetricValue
 from remint.runtime.home import Home
 from remint.settings.judging import SHADOW_METRICS
 from remint.settings.shadow import ServingSettings
 from remint.stores.ledger.chain import awaiting
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion, VersionTags
 from remint.stores.open import open_ledger, open_serving_events, open_shadow_counts, open_tracking
 

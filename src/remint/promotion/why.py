@@ -10,10 +10,11 @@ from remint.promotion.decision import RuleResult
 from remint.promotion.page import since
 from remint.promotion.projection import current_version
 from remint.promotion.queries import VersionEntry, kept_decision, kept_drift
-from remint.records import LedgerRow, MetricValue, Record
+from remint.records import MetricValue, Record
 from remint.runtime.home import Home
 from remint.stores import git
 from remint.stores.ledger.chain import CHAMPION_ACTIONS
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.serving_events import ServingEvent
 from remint.stores.mlflow import ModelVersion, VersionTags
 from remint.stores.open import open_ledger, open_serving_events, open_tracking

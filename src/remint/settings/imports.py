@@ -20,6 +20,8 @@ OWN_PACKAGES = ("remint", "pipelines")  # digested even if they are installed
 
 # Modules that cannot change a step's result, each with the reason. A package stands for all its modules.
 WITHOUT_EFFECT = {
+    "remint.distributed.cluster": "starts ranks on other machines: their place and number change no result",
+    "remint.distributed.node": "one machine's part of that",
     "remint.errors": "an error ends a step without a result",
     "remint.evaluation.progress": "progress output of an evaluation",
     "remint.redaction": "hides secrets in printed text",
@@ -32,6 +34,7 @@ WITHOUT_EFFECT = {
     "remint.runtime.retry": "retries after temporary failures",
     "remint.runtime.scratch": "temporary folders",
     "remint.runtime.yaml": "reads params.yaml, whose values are in the key",
+    "remint.stores.git": "packs the code for other machines",
     "remint.settings": "the settings of a step are in the key with their defaults, and so are the facts of its metrics",
 }
 # Modules with parts for many steps: only definitions that are imported by name count, with everything they refer to.

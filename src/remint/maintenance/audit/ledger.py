@@ -9,8 +9,8 @@ from functools import partial
 from remint.errors import LedgerError
 from remint.maintenance.audit.fault import Fault, fault
 from remint.promotion.projection import tags_of
-from remint.records import LedgerRow
 from remint.stores.ledger.chain import Ledger, projection
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.serving_events import ServingEvents
 from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 

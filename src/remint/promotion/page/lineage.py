@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from remint.promotion.page.story import Story
-from remint.records import LedgerRow, TrainedModel
+from remint.records import TrainedModel
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion
 
 ALWAYS_DIFFERENT = ("registered", "weights, SHA-256", "dvc.lock, SHA-256", "reason given")  # so not marked as changed

@@ -12,7 +12,7 @@ from pathlib import Path
 from remint.promotion.page import words
 from remint.promotion.page.environment import environment
 from remint.promotion.shadow_report import REPORT, ShadowReport
-from remint.records import LedgerRow
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.serving_events import ServingEvent
 
 PLACE = re.compile(r"<!-- since (\d+) -->.*<!-- /since -->", re.DOTALL)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from remint.promotion.decision import Decision
-from remint.records import DataSpec, Drift, EvaluationReport, LedgerRow, TrainedModel
+from remint.records import DataSpec, Drift, EvaluationReport, TrainedModel
 from remint.settings.judging import PromotionSettings
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion
 
 Array = np.ndarray[Any, Any]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from remint.data.schema import SCHEMA, Schema
 from remint.promotion.decision import Decision
 from remint.promotion.retraining import Retraining
-from remint.records import DataSpec, Drift, LedgerRow
+from remint.records import DataSpec, Drift
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import ModelVersion
 
 if TYPE_CHECKING:  # numpy and matplotlib are imported only when there is a decision

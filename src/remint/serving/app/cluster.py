@@ -24,13 +24,13 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from remint.distributed import cluster
 from remint.errors import RunError
-from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.serving.app import run
 from remint.serving.app.limits import Door, Limits
 from remint.serving.app.metrics import Requests
 from remint.serving.app.slot import DRAIN_SECONDS
 from remint.settings.shadow import ServingSettings
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.open import resolve
 
 TRIES = 2  # replicas that are asked for one answer

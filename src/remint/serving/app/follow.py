@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 
 from remint.errors import IntegrityError, NotFoundError, RemintError, RunError
-from remint.records import LedgerRow
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.serving import load
@@ -31,6 +30,7 @@ from remint.serving.app.slot import Slot, Version
 from remint.serving.model import Array, ServedModel
 from remint.settings.shadow import ServingSettings
 from remint.stores.ledger.chain import describe
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.serving_events import Event
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_ledger, open_serving_events, open_shadow_counts, open_tracking, resolve

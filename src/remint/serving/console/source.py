@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from remint.records import LedgerRow, MetricValue
+from remint.records import MetricValue
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.serving_events import ServingEvent
 from remint.stores.mlflow import ModelVersion
 

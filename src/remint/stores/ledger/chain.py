@@ -19,8 +19,9 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from remint.errors import ChampionChanged, LedgerError
-from remint.records import LedgerRow, digest
+from remint.records import digest
 from remint.stores.ledger import collected
+from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.schema import ledger as _rows
 from remint.stores.ledger.schema import open_database
 
