@@ -33,7 +33,7 @@ from tests.support import training_cases as cases
 nodes, command, checkpoints, out, source = json.loads(sys.argv[1])
 with train._stopping_on_signals():
     os.chdir(out)
-    cluster.train_on_nodes(cluster.Nodes(*nodes), command, ["-c", "pass"], {}, git.pack(Path(source)), Path(checkpoints), Path("work/out"))
+    cluster.train_on_nodes(cluster.Nodes(*nodes), command, ["-c", "pass"], {}, git.pack(Path(source)), Path(checkpoints), sorted(Path(checkpoints).glob("step-*")), Path("work/out"))
 """
 SOURCE = Path(__file__).parents[2]
 
@@ -118,6 +118,29 @@ def test_a_killed_rank_costs_the_steps_since_the_checkpoint(machines: RayCluster
 
 
 @pytest.mark.soak
+def test_a_rollback_finds_the_checkpoint_on_every_machine(machines: RayCluster, folder: Path, tmp_path: Path) -> None:
+    """Each machine has a folder of its own, and the first rank alone writes checkpoints."""
+    job = Job(machines, folder, tmp_path, "vae", (2, 2), "ruin=20", checkpoint_every=1)
+    ruined = [sys.executable, "tests/support/training_cases.py", str(folder), "vae"]
+    settings = json.dumps(EXACT | {"checkpoint_every": 1, "home": str(tmp_path / "one")})
+    subprocess.run([*ruined, settings, "ruin=20"], env=cases.environment(), cwd=SOURCE, check=True)
+    assert_equal(job.weights(), load_file(tmp_path / "one/vae/out/weights.safetensors"))
+    assert job.events().count("rolled_back") == 1 and "machine_lost" not in job.events()
+
+
+@pytest.mark.soak
+def test_a_rank_that_dies_at_each_start_ends_the_run(machines: RayCluster, folder: Path, tmp_path: Path) -> None:
+    """Also where a checkpoint is there: what came with the start is no progress."""
+    job = Job(machines, folder, tmp_path, "vae", (2, 2), "stop=15", "rank=1")
+    assert job.process.wait(300) != 0 and job.kept.newest()
+    again = Job(machines, folder, tmp_path, "vae", (2, 2), "die=1", "rank=1")
+    assert again.process.wait(300) != 0
+    assert again.events().count("machine_lost") == 3
+    last = (tmp_path / "log").read_text().strip().splitlines()[-1]
+    assert "the training on 2 machines failed: " in last and "status -9" in last
+
+
+@pytest.mark.soak
 def test_a_stop_leaves_a_checkpoint_and_no_process(machines: RayCluster, folder: Path, tmp_path: Path) -> None:
     """And one process goes on from there: the checkpoints are with the job, and in the form of any training."""
     job = Job(machines, folder, tmp_path, "flow", (2, 2), steps=100_000)
@@ -162,7 +185,7 @@ def test_a_lost_head_ends_the_run_with_one_line(folder: Path, tmp_path: Path) ->
 
 def test_no_cluster_is_one_line(folder: Path, tmp_path: Path) -> None:
     environment = cases.environment() | {"REMINT_CLUSTER": "127.0.0.1:9", "RAY_AUTH_MODE": "disabled"}
-    program = "from remint.distributed import cluster; cluster.train_on_nodes(cluster.Nodes(2, 2, 1, 1), [], [], {}, b'', *2 * [__import__('pathlib').Path('x')])"
+    program = "from remint.distributed import cluster; cluster.train_on_nodes(cluster.Nodes(2, 2, 1, 1), [], [], {}, b'', __import__('pathlib').Path('x'), [], None)"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("remint.errors.ResourceError: no Ray cluster answers at 127.0.0.1:9")

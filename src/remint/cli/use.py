@@ -76,7 +76,7 @@ def encode(
 @app.command()
 def decode(
     model: ModelRef,
-    latents: Annotated[Path, typer.Argument(help="Latents, .npy (N x Z) or .npz with z, as encode writes them.")],
+    latents: Annotated[Path, typer.Argument(help="Latents as encode writes them: .npy (N x Z), .npz with z, .csv or .parquet.")],
     output: ExamplesFile,
     of_class: OfClass = None,
     as_json: AsJson = False,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remint.distributed import node
-from remint.errors import Interrupted, RemintError, ResourceError, StepError, UserError, by_name
+from remint.distributed import mailbox, node
+from remint.errors import Interrupted, RemintError, ResourceError, SettingsError, StepError, UserError, by_name
 from remint.runtime import processes, scratch
 from remint.runtime.events import emit
 
@@ -54,6 +55,7 @@ def train_on_nodes(
     environment: Mapping[str, str],  # variables of the job that decide the result: no secrets
     code: bytes,  # tar archive of the commit's files
     checkpoints: Path,  # folder of this training's checkpoints
+    intact: Sequence[Path],  # these of them that a machine may go on from
     out: Path,  # of the trained model, below the current folder
 ) -> None:
     """Train on the machines of a cluster until ``out`` is written, with checkpoints in ``checkpoints``.
@@ -62,18 +64,19 @@ def train_on_nodes(
     a rank with its class, StepError if ranks fail again and again or the cluster was lost, and Interrupted when asked to stop;
     then the ranks have written a checkpoint.
     """
-    ray = connect("training.nodes", "train", os.environ.get(CLUSTER) or "auto")
+    ray = connect("training.nodes", "train", cluster_address() or "auto")
     try:
         _wait_for_machines(ray, nodes)
         config = {"command": list(command), "fetch": list(fetch), "environment": dict(environment), "run": uuid.uuid4().hex}
-        _Driver(ray, nodes, config, code, checkpoints, out).run()
+        config["checkpoints"] = str(checkpoints.parent)
+        _Driver(ray, nodes, config, code, checkpoints, intact, out).run()
     finally:
         ray.shutdown()
 
 
 def machines() -> list[str]:
     """Return the host of each machine of the cluster, which has run a task there. Raises as ``train_on_nodes``."""
-    ray = connect("training.nodes", "train", os.environ.get(CLUSTER) or "auto")
+    ray = connect("training.nodes", "train", cluster_address() or "auto")
     try:
         ray.cloudpickle.register_pickle_by_value(node)
         on = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
@@ -84,6 +87,14 @@ def machines() -> list[str]:
         raise ResourceError(f"a machine of the Ray cluster runs no task: {str(error).strip().splitlines()[0]}") from error
     finally:
         ray.shutdown()
+
+
+def cluster_address() -> str | None:
+    """Return REMINT_CLUSTER; None if it is not set. Raises SettingsError if it is no address."""
+    address = os.environ.get(CLUSTER)
+    if address and re.fullmatch(r"[^/\s]+:\d{1,5}", address) is None:
+        raise SettingsError(f"{CLUSTER}: expected HOST:PORT, as ray start --head prints it, not {address[:60]!r}")
+    return address or None
 
 
 def connect(purpose: str, part: str, address: str, **own: Any) -> Any:
@@ -108,7 +119,8 @@ def connect(purpose: str, part: str, address: str, **own: Any) -> Any:
     except (OSError, RuntimeError, ValueError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ResourceError(
-            f"no Ray cluster answers at {address} ({why}): run ray start --head, or set {CLUSTER} to an address of one"
+            f"no Ray cluster answers at {address} ({why}): run ray start --head, or set {CLUSTER} to an address of one, and "
+            "RAY_AUTH_TOKEN to its token"
         ) from error
     finally:
         for sign, handler in handlers.items():  # ray's own would end this process at once
@@ -119,11 +131,10 @@ def connect(purpose: str, part: str, address: str, **own: Any) -> Any:
 def _wait_for_machines(ray: Any, nodes: Nodes) -> None:
     """Wait until enough machines have free processors. Says for what it waits."""
     said = 0.0
-    while (free := _free_machines(ray, nodes)) < nodes.least:
+    while _free_machines(ray, nodes) < nodes.least:
         if time.monotonic() - said > WAITING:
             said = time.monotonic()
-            needs = " and ".join(f"{count:g} free {name}s" for name, count in _resources(ray, nodes).items())
-            emit("waiting", machines=nodes.least, needs=needs, free=free)
+            _say_waiting(ray, nodes)
         if processes.stopping.wait(1.0):
             raise Interrupted(processes.AGAIN)
 
@@ -132,6 +143,11 @@ def _free_machines(ray: Any, nodes: Nodes) -> int:
     needs = _resources(ray, nodes)
     free = ray._private.state.available_resources_per_node().values()
     return sum(all(each.get(name, 0.0) >= count for name, count in needs.items()) for each in free)
+
+
+def _say_waiting(ray: Any, nodes: Nodes) -> None:
+    needs = " and ".join(f"{count:g} free {name}s" for name, count in _resources(ray, nodes).items())
+    emit("waiting", machines=nodes.least, needs=needs, free=_free_machines(ray, nodes))
 
 
 def _resources(ray: Any, nodes: Nodes) -> dict[str, float]:
@@ -143,16 +159,27 @@ def _resources(ray: Any, nodes: Nodes) -> dict[str, float]:
 class _Driver:
     """The job's side of one training."""
 
-    def __init__(self, ray: Any, nodes: Nodes, config: dict[str, Any], code: bytes, checkpoints: Path, out: Path) -> None:
+    def __init__(
+        self,
+        ray: Any,
+        nodes: Nodes,
+        config: dict[str, Any],
+        code: bytes,
+        checkpoints: Path,
+        intact: Sequence[Path],
+        out: Path,
+    ) -> None:
         self.ray, self.nodes, self.checkpoints, self.out = ray, nodes, checkpoints, out
         self.trained, self.size = False, 0
         self.starts, self.failure = 0, ""  # starts since the last checkpoint, and why the last of them failed
         self.errors: list[RemintError] = []
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        ray.cloudpickle.register_pickle_by_value(node)
-        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(node.Mailbox)
-        kept = [ray.put(node.pack(step, f"{checkpoints.name}/{step.name}")) for step in sorted(checkpoints.glob("step-*"))]
-        self.mailbox = mailbox.remote([ray.put(code)], kept)
+        for module in (node, mailbox):
+            ray.cloudpickle.register_pickle_by_value(module)
+        names = {f"{checkpoints.name}/{step.name}": step for step in intact}
+        kept = {name: [ray.put(node.pack(step, name))] for name, step in names.items()}
+        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(mailbox.Mailbox)
+        self.mailbox = actor.remote([ray.put(code)], kept)
         self.config = {**config, "mailbox": self.mailbox, "devices": nodes.devices, "threads": nodes.threads, "out": str(out)}
 
     def run(self) -> None:
@@ -167,8 +194,12 @@ class _Driver:
 
         thread = threading.Thread(target=fit, name="ray train", daemon=True)
         thread.start()
+        said = time.monotonic()
         while thread.is_alive() and not self._is_over():
             self._read_mailbox()
+            if not self.size and time.monotonic() - said > WAITING:
+                said = time.monotonic()
+                _say_waiting(self.ray, self.nodes)
             thread.join(EVERY)
         self._read_mailbox()
         if self.errors:
@@ -217,7 +248,8 @@ class _Driver:
             getattr(self, f"_on_{kind}")(*content)
 
     def _on_begin(self, size: int) -> None:
-        emit("machine_lost" if self.size else "machines", machines=size, processes=size * self.nodes.devices)
+        grown = size > self.size  # also at the start
+        emit("machines" if grown else "machine_lost", machines=size, processes=size * self.nodes.devices)
         self.size = size
         self.starts += 1
 
@@ -229,7 +261,7 @@ class _Driver:
         elif kind not in PARENT_EVENTS:
             emit(kind, **event)
 
-    def _on_checkpoint(self, archive: Any, names: list[str]) -> None:
+    def _on_checkpoint(self, _: str, archive: Any, names: list[str]) -> None:
         """Keep a checkpoint, and those beside which it was written."""
         self.starts = 0
         with scratch.folder(beside=self.checkpoints) as temporary:
@@ -240,6 +272,13 @@ class _Driver:
         for old in self.checkpoints.glob("step-*"):
             if f"{self.checkpoints.name}/{old.name}" not in names:
                 shutil.rmtree(old)
+
+    def _on_record(self, name: str, archive: Any) -> None:
+        """Keep a record that a training leaves beside its checkpoints."""
+        with scratch.folder(beside=self.checkpoints) as temporary:
+            node.unpack(self.ray.get(archive), temporary)
+            shutil.rmtree(self.checkpoints / name, ignore_errors=True)
+            (temporary / name).replace(self.checkpoints / name)
 
     def _on_failed(self, why: str) -> None:
         self.failure = why

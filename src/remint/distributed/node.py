@@ -24,49 +24,17 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 CACHE = "REMINT_NODE_CACHE"  # folder of the machine; by default ~/.cache/remint
 EVERY = 0.5  # seconds between two looks at the ranks
 GRACE = 30.0  # seconds that ranks have to write a checkpoint
-KEPT = 4  # newest checkpoints that a machine gets
+RECORDS = ("diverged", "PREEMPTED")  # that a training leaves beside its checkpoints
 LOG_LINES = 60  # of a rank that failed
 
 Config = dict[str, Any]
-
-
-class Mailbox:
-    """Actor through which the job and the machines of one training speak."""
-
-    def __init__(self, code: list[Any], checkpoints: list[Any]) -> None:
-        self.code, self.checkpoints = code[0], checkpoints
-        self.stop = False
-        self.messages: list[tuple[Any, ...]] = []
-
-    def begin(self, leads: bool, size: int) -> tuple[Any, list[Any]]:
-        """Return the code and the newest checkpoints, by reference, to a machine of ``size``."""
-        if leads:
-            self.messages.append(("begin", size))
-        return self.code, self.checkpoints
-
-    def put(self, kind: str, *content: Any) -> None:
-        """Take a message of a machine. Files stay in the store of this machine: that of the sender may be lost."""
-        import ray
-
-        content = tuple(ray.put(each) if isinstance(each, bytes) else each for each in content)
-        if kind == "checkpoint":
-            self.checkpoints = [*self.checkpoints[1 - KEPT :], content[0]]
-        self.messages.append((kind, *content))
-
-    def stopping(self) -> bool:
-        """Return whether the job was asked to stop."""
-        return self.stop
-
-    def take(self, stop: bool) -> list[tuple[Any, ...]]:
-        """Return the messages since the last call. ``stop``: the job was asked to stop."""
-        self.stop, messages, self.messages = stop, self.messages, []
-        return messages
 
 
 def run_node(config: Config) -> None:
@@ -79,30 +47,48 @@ def run_node(config: Config) -> None:
     from ray import train
     from ray.train import collective
 
-    context = train.get_context()
+    context, mailbox = train.get_context(), config["mailbox"]
     node, nodes = context.get_world_rank(), context.get_world_size()
-    mailbox = config["mailbox"]
 
     def tell(kind: str, *content: Any) -> None:
         ray.get(mailbox.put.remote(kind, *content))
 
+    def share(own: str) -> str:
+        return str(collective.broadcast_from_rank_zero(own if node == 0 else None))
+
     code, checkpoints = ray.get(mailbox.begin.remote(node == 0, nodes))
-    cache = Path(os.environ.get(CACHE) or Path.home() / ".cache/remint")
-    with _run_folder(cache) as home:
-        here = home / "code"
-        unpack(ray.get(code), here)
-        for archive in checkpoints:
-            unpack(ray.get(archive), home / "checkpoints")
-        environment = {**os.environ, **config["environment"], "PYTHONPATH": f"{here}/src:{here}", "REMINT_HOME": str(home)}
-        _fetch_data(config["fetch"], here, {**environment, CACHE: str(cache)}, home / "events-fetch.jsonl", tell)
-        own = f"{ray.util.get_node_ip_address()}:{_free_port()}" if node == 0 else None  # type: ignore[no-untyped-call]
-        address, _, port = collective.broadcast_from_rank_zero(own).rpartition(":")
-        environment |= {"MASTER_ADDR": address, "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": config["run"]}
-        ranks = _Ranks(config, node, nodes, here, home, environment)
-        try:
-            _follow(ranks, tell, lambda: ray.get(mailbox.stopping.remote()))
-        finally:
-            ranks.stop()
+    try:
+        with _run_folder() as home:
+            unpack(ray.get(code), home / "code")
+            for archive in checkpoints.values():
+                unpack(ray.get(archive), home / "checkpoints")
+            here = f"{ray.util.get_node_ip_address()}:{_free_port()}"  # type: ignore[no-untyped-call]
+            _run_ranks(config, node, nodes, home, partial(share, here), tell, lambda: ray.get(mailbox.stopping.remote()))
+    except Exception as error:
+        said = str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
+        tell("failed", f"{said} (on {socket.gethostname()})")
+        raise
+
+
+def _run_ranks(
+    config: Config,
+    node: int,
+    nodes: int,
+    home: Path,  # of this attempt
+    lead: Callable[[], str],  # returns host and port of the machine that leads, once all machines have called it
+    tell: Callable[..., None],
+    stopping: Callable[[], bool],
+) -> None:
+    here = home / "code"
+    environment = {**os.environ, **config["environment"], "PYTHONPATH": f"{here}/src:{here}", "REMINT_HOME": str(home)}
+    _fetch_data(config["fetch"], here, {**environment, CACHE: str(_cache())}, home / "events-fetch.jsonl", tell)
+    address, _, port = lead().rpartition(":")
+    environment |= {"MASTER_ADDR": address, "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": config["run"]}
+    ranks = _Ranks(config, node, nodes, here, home, environment)
+    try:
+        _follow(ranks, tell, stopping)
+    finally:
+        ranks.stop()
 
 
 def _follow(ranks: _Ranks, tell: Callable[..., None], stopping: Callable[[], bool]) -> None:
@@ -113,17 +99,18 @@ def _follow(ranks: _Ranks, tell: Callable[..., None], stopping: Callable[[], boo
         for event in ranks.new_events():
             tell("event", event)
         if ranks.leads:
-            for archive, steps in ranks.new_checkpoints():
-                tell("checkpoint", archive, steps)
+            for name, archive, names in ranks.new_checkpoints():
+                tell("checkpoint", name, archive, names)
         if ended:
             break
         if not stopped and stopping():
             stopped = True
             ranks.signal(signal.SIGTERM)
         time.sleep(EVERY)
+    for name, archive in ranks.records() if ranks.leads else ():
+        tell("record", name, archive)
     if failed := ranks.failed():
         if not stopped and not ranks.told_error:
-            tell("failed", failed)
             raise RuntimeError(failed)
     elif ranks.leads:
         tell("trained", pack(ranks.here / ranks.config["out"]))
@@ -136,7 +123,7 @@ class _Ranks:
         self.config, self.here, self.home, self.leads = config, here, home, node == 0
         self.told_error = False
         devices = config["devices"]
-        self._sent: set[str] = set()
+        self._sent = {name for name, _ in self._steps()}  # which came from the job
         self._events = [home / f"events-{local}.jsonl" for local in range(devices)]
         self._offsets = [0] * devices
         self._logs = [home / f"log-{local}" for local in range(devices)]
@@ -179,7 +166,7 @@ class _Ranks:
         for process, log in zip(self._processes, self._logs, strict=True):
             if process.returncode:
                 lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-                return f"rank on {socket.gethostname()} ended with status {process.returncode}: " + "\n".join(lines)
+                return f"a rank ended with status {process.returncode}: " + "\n".join(lines)
         return ""
 
     def new_events(self) -> Iterator[dict[str, Any]]:
@@ -194,20 +181,31 @@ class _Ranks:
                         break
                     self._offsets[local] += len(line)
                     event = json.loads(line)
-                    self.told_error |= event["event"] == "error"
+                    if event["event"] == "error":
+                        self.told_error = True
+                        here = str(self.home / "checkpoints")
+                        event["message"] = event["message"].replace(here, self.config["checkpoints"])
                     if event["event"] == "error" or (self.leads and local == 0):
                         yield event
 
-    def new_checkpoints(self) -> Iterator[tuple[bytes, list[str]]]:
-        """Yield each checkpoint that was not sent, with the names of all that are there."""
-        steps = sorted((self.home / "checkpoints").glob("*/step-*"))
-        names = [f"{step.parent.name}/{step.name}" for step in steps]
-        for step, name in zip(steps, names, strict=True):
+    def _steps(self) -> list[tuple[str, Path]]:
+        return [(f"{step.parent.name}/{step.name}", step) for step in sorted((self.home / "checkpoints").glob("*/step-*"))]
+
+    def new_checkpoints(self) -> Iterator[tuple[str, bytes, list[str]]]:
+        """Yield the name of each checkpoint that was not sent, its archive, and the names of all that are there."""
+        steps = self._steps()
+        for name, step in steps:
             if name not in self._sent:
                 with contextlib.suppress(OSError):  # it was removed meanwhile
                     archive = pack(step, name)
                     self._sent.add(name)
-                    yield archive, names
+                    yield name, archive, [each for each, _ in steps]
+
+    def records(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the name and the archive of each record that lies beside the checkpoints."""
+        for path in (self.home / "checkpoints").glob("*/*"):
+            if path.name in RECORDS:
+                yield path.name, pack(path, path.name)
 
     def signal(self, sign: signal.Signals) -> None:
         for process in self._processes:
@@ -225,10 +223,14 @@ class _Ranks:
                 time.sleep(0.05)
 
 
+def _cache() -> Path:
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache/remint")
+
+
 @contextlib.contextmanager
-def _run_folder(cache: Path) -> Iterator[Path]:
+def _run_folder() -> Iterator[Path]:
     """Yield the folder of one attempt. Folders of attempts whose process died are removed first."""
-    runs = cache / "runs"
+    runs = _cache() / "runs"
     runs.mkdir(parents=True, exist_ok=True, mode=0o700)
     for old in runs.iterdir():
         with contextlib.suppress(OSError):
@@ -260,11 +262,10 @@ def _fetch_data(command: list[str], here: Path, environment: dict[str, str], eve
         stdin=subprocess.DEVNULL,
     )
     if done.returncode:
-        failed = f"{socket.gethostname()} could not fetch the data: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+        failed = f"the data could not be fetched: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
         for event in map(json.loads, events.open()) if events.exists() else ():
             if event["event"] == "error":
                 tell("event", event | {"message": f"{socket.gethostname()} could not fetch the data: {event['message']}"})
-        tell("failed", failed)
         raise RuntimeError(failed)
 
 

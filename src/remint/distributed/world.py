@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from remint.models.contract import Phase
 
+Shared = TypeVar("Shared")
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # longest wait for a rank that does not answer
 
 
@@ -85,6 +86,15 @@ class World:
     def broadcast(self, number: int) -> int:
         """Return rank 0's number on every rank."""
         return number if self.control is None else int(self.gather(torch.tensor([number]))[0])
+
+    def share(self, make: Callable[[], Shared]) -> Shared:
+        """Return what ``make`` returns on rank 0, on every rank. Other ranks may lie on machines without rank 0's files."""
+        if self.control is None:
+            return make()
+        made: list[Any] = [make() if self.leads else None]
+        dist.broadcast_object_list(made, src=0, group=self.control)
+        shared: Shared = made[0]
+        return shared
 
     def data_parallel(self, phase: Phase, batch_size: int) -> nn.Module:
         """Return the phase, wrapped so that the backward pass averages gradients over the rows of the global batch."""

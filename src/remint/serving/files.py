@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 
 from remint.errors import SettingsError
 from remint.records import Record
@@ -104,7 +107,7 @@ def interpolate(served: ServedModel, a: str, b: str, output: Path, steps: int = 
 
 
 def decode(served: ServedModel, latents: Path, output: Path, of_class: str | None = None, progress: Progress = silent) -> Written:
-    """Write the examples of latents in an .npy or .npz file, as ``encode`` writes them."""
+    """Write the examples of latents in a file as ``encode`` writes them."""
     outputs.check_examples(output, served.spec)
     z_NZ = served.latents(_stored(latents))
     y_N = served.given_classes(of_class, len(z_NZ))
@@ -115,14 +118,18 @@ def decode(served: ServedModel, latents: Path, output: Path, of_class: str | Non
 
 def _stored(path: Path) -> Array:
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        z_NZ = found if isinstance(found, np.ndarray) else found["z"]
+        if path.suffix.lower() in outputs.TABLES:
+            read: Any = pa.csv.read_csv if path.suffix.lower() == ".csv" else pa.parquet.read_table
+            z_NZ = np.stack([column.to_numpy() for column in read(path).columns], axis=1)
+        else:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            z_NZ = found if isinstance(found, np.ndarray) else found["z"]
         if z_NZ.ndim != 2 or z_NZ.dtype.kind not in "fiu":
             raise ValueError(f"{z_NZ.dtype} of shape {z_NZ.shape}")
         return np.asarray(z_NZ, np.float32)
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error, pa.ArrowException) as error:
         raise SettingsError(
-            f"{path} holds no latents: give an .npy file (N, Z), or an .npz file with z, as encode writes"
+            f"{path} holds no latents: give an .npy file (N, Z), an .npz file with z, or a table, as encode writes"
         ) from error
 
 

@@ -100,6 +100,15 @@ class Checkpoints:
                     return step
         return None
 
+    def intact(self) -> list[Path]:
+        """Return the folders of the intact checkpoints, the newest last. Damaged ones are set aside, with an event."""
+        found: list[Path] = []
+        steps = self.steps()
+        while (newest := self.newest(steps)) is not None:
+            found.insert(0, self.at(newest))
+            steps = [step for step in steps if step < newest]
+        return found
+
     def _set_aside(self, step: int) -> Path:
         """Rename a damaged checkpoint, replacing an earlier one of the same step. It is kept until ``remint gc``."""
         aside = self.folder / f"{DAMAGED}{step:08d}"

@@ -66,7 +66,7 @@ def roll_back(
     good = [step for step in state.rollback_steps if step < state.step - state.consecutive_skips]
     target = world.broadcast((checkpoints.newest(good) or 0) if world.leads else 0)
     rollbacks = [*state.rollbacks, {"step": state.step, "to": target, "why": why, "breaks": state.nonfinite_steps}]
-    state.restore(*(checkpoints.read(target) if target else initial), world, settings)
+    state.restore(*(world.share(lambda: checkpoints.read(target)) if target else initial), world, settings)
     state.rollbacks = rollbacks
     if world.leads:
         checkpoints.delete_after(target)  # they lead to the failure

@@ -187,7 +187,7 @@ def _resume(state: TrainingState, settings: TrainingSettings, checkpoints: Check
     newest = checkpoints.newest() if world.leads else None
     step = world.broadcast(newest or 0)
     if step:
-        state.restore(*checkpoints.read(step), world, settings)
+        state.restore(*world.share(lambda: checkpoints.read(step)), world, settings)
     if world.leads:
         checkpoints.preempted.unlink(missing_ok=True)
         if checkpoints.diverged.exists():

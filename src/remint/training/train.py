@@ -85,7 +85,9 @@ def train_pipeline(
             fetch = ["-m", "pipelines.fetch", recipe.dataset]
             with kept.held(f"the training of {pipeline}"):
                 machines = cluster.Nodes(nodes.min, nodes.max, devices, threads)
-                cluster.train_on_nodes(machines, command, fetch, _for_nodes(), pack(), kept.folder, out.relative_to(Path.cwd()))
+                cluster.train_on_nodes(
+                    machines, command, fetch, _for_nodes(), pack(), kept.folder, kept.intact(), out.relative_to(Path.cwd())
+                )
                 kept.delete()
             return TrainedModel.read(out / RECORD)
         check_devices(pipeline, int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else devices)

@@ -159,7 +159,7 @@ def serve(
     names = run.check(refs, host, token, tell)
     for ref in refs:
         resolve(home, ref)
-    address = os.environ.get(cluster.CLUSTER)
+    address = cluster.cluster_address()
     own: dict[str, Any] = {} if address else {"num_cpus": max(replicas, os.cpu_count() or 1), "include_dashboard": False}
     ray = cluster.connect("--engine ray", "serve", address or "local", **own)
     application = f"remint-{socket.gethostname()}-{port}"  # a cluster may have several
