@@ -131,9 +131,11 @@ def test_a_rollback_finds_the_checkpoint_on_every_machine(machines: RayCluster, 
 @pytest.mark.soak
 def test_a_rank_that_dies_at_each_start_ends_the_run(machines: RayCluster, folder: Path, tmp_path: Path) -> None:
     """Also where a checkpoint is there: what came with the start is no progress."""
-    job = Job(machines, folder, tmp_path, "vae", (2, 2), "stop=15", "rank=1")
-    assert job.process.wait(300) != 0 and job.kept.newest()
-    again = Job(machines, folder, tmp_path, "vae", (2, 2), "die=1", "rank=1")
+    job = Job(machines, folder, tmp_path, "vae", (2, 2), steps=100_000)
+    job.wait_for("metrics")
+    job.process.terminate()
+    assert job.process.wait(60) != 0 and job.kept.newest()
+    again = Job(machines, folder, tmp_path, "vae", (2, 2), "die=1", "rank=1", steps=100_000)
     assert again.process.wait(300) != 0
     assert again.events().count("machine_lost") == 3
     last = (tmp_path / "log").read_text().strip().splitlines()[-1]

@@ -1,8 +1,8 @@
 """Advisory file locks of the kernel (flock). The kernel frees a lock when its holder ends, also when it is killed.
 
 A lock is on a file, which is made if it is missing, or on an existing folder (``make=False``). The holder may delete the
-file: the next holder then locks the new file of that name. All locks of remint are taken here, except the one of
-remint.runtime.parent.
+file: the next holder then locks the new file of that name. All locks of remint are taken here, except those of
+remint.runtime.parent and remint.distributed.node.
 """
 
 from __future__ import annotations
