@@ -68,7 +68,7 @@ def assert_are_examples(x: Tensor, spec: DataSpec, count: int) -> None:
         there = values[~values.isnan()]
         assert bool(there.isfinite().all()) and (column.missing or len(there) == count)
         assert column.numeric or set(there.tolist()) <= set(range(len(column.categories)))
-        if column.least is not None and column.most is not None:
+        if column.least is not None and column.most is not None and len(there):
             number = there.double() * column.scale + column.mean
             assert float((number - number.round()).abs().max()) < 1e-3
             assert column.least <= int(number.min().round()) and int(number.max().round()) <= column.most
