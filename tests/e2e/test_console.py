@@ -97,6 +97,17 @@ def test_every_page_opens_without_faults_and_is_accessible(browser: Browser, add
     assert not tab.faults
 
 
+def test_the_page_of_the_openapi_document_opens_and_asks_a_method(tab: Tab) -> None:
+    operation = tab.open("/docs").locator(".opblock").first
+    assert ":sample" in operation.inner_text()
+    operation.locator(".opblock-summary-control").click()
+    operation.get_by_text("Try it out").click()
+    operation.get_by_placeholder("name").fill(NAME)
+    operation.locator("textarea").fill('{"count": 1}')
+    operation.get_by_text("Execute").click()
+    assert "weights_sha256" in operation.locator(".live-responses-table .microlight").first.inner_text()
+
+
 def pixels(page: Page, canvas: str) -> np.ndarray:
     """Return the grey values that a canvas shows, as levels."""
     script = "e => [e.width, e.height, ...e.getContext('2d').getImageData(0, 0, e.width, e.height).data]"

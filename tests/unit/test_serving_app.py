@@ -119,7 +119,17 @@ def test_each_method_answers_as_the_model_alone(home: Home, server: Running) -> 
     page = server.http.get("/metrics").text
     assert f'remint_requests_total{{method="encode",model="{MODEL}",status="200"}} 1.0' in page
     assert f'remint_version{{model="{MODEL}"}} 1.0' in page
-    assert server.http.get("/docs").status_code == 200
+
+
+def test_the_page_of_the_openapi_document_loads_nothing_from_another_host(server: Running) -> None:
+    answer = server.http.get("/docs")
+    assert answer.status_code == 200 and "//" not in answer.text
+    needed = re.findall(r'(?:src|href)="(/[^"]+)"', answer.text)
+    assert len(needed) == 2 and all(server.http.get(path).status_code == 200 for path in needed)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "http" not in policy and "script-src 'self' 'sha256-" in policy
+    assert server.http.get("/openapi.json").json()["openapi"].startswith("3.1")
+    assert server.http.get("/redoc").status_code == 404
 
 
 def test_files_are_bodies_and_answers(home: Home, server: Running) -> None:

@@ -28,6 +28,7 @@ from remint.errors import RemintError, RunError, UserError
 from remint.models.density import BOUND_DRAWS
 from remint.serving.app import formats
 from remint.serving.app.answers import Answer, Request
+from remint.serving.app.docs import add_docs
 from remint.serving.app.follow import Follower
 from remint.serving.app.limits import Door, Limits, QueueFull
 from remint.serving.app.metrics import Metrics
@@ -248,7 +249,9 @@ def create_app(slots: dict[str, Slot], follower: Follower, limits: Limits, token
         for slot in slots.values():
             await asyncio.to_thread(slot.close)
 
-    app, api = FastAPI(title="remint", lifespan=life), Api(slots, follower, limits)
+    app = FastAPI(title="remint", lifespan=life, docs_url=None, redoc_url=None)
+    api = Api(slots, follower, limits)
+    add_docs(app)
     for method, body in BODIES.items():
         _add(app, api, method, body)
     app.add_api_route("/v1/models", lambda: [api.describe(name) for name in slots], methods=["GET"])
