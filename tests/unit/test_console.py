@@ -25,6 +25,7 @@ from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_serving_events, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
+from tests.support.shadow_cases import record_waiting, waiting
 
 pytestmark = pytest.mark.usefixtures("forked")
 TOKEN, HEADER = "secret", "X-Remote-User"
@@ -106,6 +107,23 @@ def test_the_overview_shows_each_pipeline_and_first_what_needs_a_person(home: Ho
 def test_a_version_that_the_server_refused_needs_a_person(home: Home, server: Running) -> None:
     open_serving_events(home).append(MODEL, "refused", 1, "host-7", "the canary's encode failed")
     assert "host-7 does not serve digits-flow/1: the canary&#39;s encode failed" in server.get("/")
+
+
+def test_each_host_that_does_not_serve_needs_a_person_until_it_does(home: Home, server: Running) -> None:
+    events = open_serving_events(home)
+    events.append(MODEL, "refused", 1, "host-7", "no memory")
+    events.append(MODEL, "loaded", 1, "host-8", "it passed")
+    assert "host-7 does not serve digits-flow/1: no memory" in server.get("/")
+    events.append(MODEL, "loaded", 1, "host-7", "it passed")
+    assert "does not serve" not in server.get("/")
+
+
+def test_a_version_that_a_server_refused_as_a_shadow_needs_a_person(home: Home, server: Running) -> None:
+    record_waiting(home, waiting(4))
+    open_serving_events(home).append(MODEL, "refused", 4, "host-7", "as a shadow: its weights are damaged")
+    assert "host-7 refused digits-flow/4 as a shadow: its weights are damaged" in server.get("/")
+    open_serving_events(home).append(MODEL, "shadowed", 4, "host-7", "it passed")
+    assert "as a shadow" not in server.get("/")
 
 
 def test_data_that_drifted_need_a_person(home: Home, server: Running) -> None:

@@ -125,14 +125,15 @@ class Registry:
             last, event = books[0].last(name), books[1].newest(name)
             heads, found = (last.hash if last else "", event.hash if event else ""), self._kept.get(name)
             if found is None or found[0] != heads:
-                found = heads, self._read(name, books[0], last, event)
+                found = heads, self._read(name, books, last)
                 if last is None or datetime.now(UTC) - datetime.fromisoformat(last.at) > SETTLED:
                     self._kept[name] = found
             return replace(found[1], outlook=outlook, concerns=[*failed, *found[1].concerns])
         except RemintError as error:
             return Entry(name, None, "", None, "", (), outlook, [*failed, Concern("not readable", str(error))])
 
-    def _read(self, name: str, book: Ledger, last: LedgerRow | None, event: ServingEvent | None) -> Entry:
+    def _read(self, name: str, books: Books, last: LedgerRow | None) -> Entry:
+        book, events = books[0], books[1].newest_of_hosts(name)
         rows, made = book.newest(name, ROWS), book.made_champion(name)
         return Entry(
             name=name,
@@ -142,7 +143,7 @@ class Registry:
             metric=self._metric(name),
             nights=self._nights(name, rows),
             outlook=Outlook(),
-            concerns=self._concerns(name, rows, event),
+            concerns=self._concerns(name, rows, events),
         )
 
     def _metric(self, name: str) -> str:
@@ -172,7 +173,7 @@ class Registry:
                         known[version] = store.version(f"{name}/{version}").tags.measurements
             return dict(known)
 
-    def _concerns(self, name: str, rows: Sequence[LedgerRow], event: ServingEvent | None) -> list[Concern]:
+    def _concerns(self, name: str, rows: Sequence[LedgerRow], events: Sequence[ServingEvent]) -> list[Concern]:
         if not rows:
             return []
         champion, newest = rows[-1].champion_after, {row.version: row for row in rows}
@@ -181,8 +182,12 @@ class Registry:
             for row in newest.values()
             if row.action == "awaiting_approval" and row.champion_before == champion
         ]
-        if event is not None and event.event == "refused" and event.version == champion:
-            found.append(Concern("not served", f"{event.host} does not serve {name}/{champion}: {event.why}", champion))
+        for event in events:
+            about, row = f"{name}/{event.version}", newest.get(event.version)
+            if event.event == "refused" and event.version == champion:
+                found.append(Concern("not served", f"{event.host} does not serve {about}: {event.why}", champion))
+            elif event.event == "refused" and row and row.action == "awaiting_shadow" and row.champion_before == champion:
+                found.append(Concern("not asked", f"{event.host} refused {about} {event.why}", event.version))
         judged = next((row for row in reversed(rows) if row.evidence), None)
         if judged is not None and judged.version != champion:
             drift = self._drift_before(judged)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import sqlalchemy as sa
 from pydantic import ValidationError
 
 from remint.errors import LedgerError
@@ -66,7 +67,7 @@ class ServingEvents:
 
     def of(self, model: str) -> list[ServingEvent]:
         """Return the events of one model, oldest first. Raises LedgerError if a row is damaged."""
-        return [_event(fields) for fields in self._read(model)]
+        return [_event(fields) for fields in self._read(_of(model))]
 
     def about(self, model: str, version: int) -> list[ServingEvent]:
         """Return the events about one version, oldest first."""
@@ -83,24 +84,32 @@ class ServingEvents:
 
         return self._database.run(read)
 
+    def newest_of_hosts(self, model: str) -> list[ServingEvent]:
+        """Return the newest event of each host about one model, oldest first."""
+        last = sa.select(sa.func.max(_rows.c.sequence)).where(_rows.c.model == model).group_by(_rows.c.host)
+        query = _rows.select().where(_rows.c.model == model, _rows.c.sequence.in_(last)).order_by(_rows.c.sequence)
+        return [_event(fields) for fields in self._read(query)]
+
     def verify(self, model: str) -> list[str]:
         """Return a line for each row that was changed, removed or moved; [] if the chain is intact."""
         findings, previous = [], ""
-        for place, row in enumerate(self._read(model), 1):
+        for place, row in enumerate(self._read(_of(model)), 1):
             content = {key: value for key, value in row.items() if key != "hash"}
             if digest(content) != row["hash"] or row["previous"] != previous or row["sequence"] != place:
                 findings.append(f"{model}: serving event {row['sequence']} was changed, or a row before it was removed")
             previous = row["hash"]
         return findings
 
-    def _read(self, model: str) -> list[dict[str, Any]]:
-        query = _rows.select().where(_rows.c.model == model).order_by(_rows.c.sequence)
-
+    def _read(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
         def read() -> list[dict[str, Any]]:
             with self._database.read() as connection:
                 return [dict(fields) for fields in connection.execute(query).mappings()]
 
         return self._database.run(read)
+
+
+def _of(model: str) -> sa.Select[Any]:
+    return _rows.select().where(_rows.c.model == model).order_by(_rows.c.sequence)
 
 
 def _event(fields: dict[str, Any]) -> ServingEvent:
