@@ -13,14 +13,13 @@ never makes it better.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from remint.records import MetricValue, Record
-from remint.settings.shadow import LEVEL
+from remint.settings.shadow import LEVEL, distance_reach
 from remint.stores.ledger.shadow_counts import Pair, ShadowCounts
 
 REPORT = "shadow.json"  # beside the version's decision
@@ -105,7 +104,7 @@ def _score_distance(scores: Sequence[Pair]) -> MetricValue | None:
     all_M, n = np.concatenate([champion_N, version_N]), len(champion_N)
     below = [np.searchsorted(side_N, all_M, "right") / n for side_N in (champion_N, version_N)]
     distance = float(np.abs(below[0] - below[1]).max())
-    reach = 2.0 * math.sqrt(math.log(4.0 / LEVEL) / (2.0 * n))  # each side's band at half the level
+    reach = distance_reach(n)
     return _metric("shadow_score_distance", distance, max(0.0, distance - reach), min(1.0, distance + reach), n)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +15,7 @@ from remint.settings.judging import PromotionSettings
 DURATION = re.compile(r"([1-9]\d{0,4})([smhdw])")
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 LEVEL = 0.05  # error level of the intervals
+MOST_ANSWERS = 100_000  # as serving.answers allows
 
 
 class ServingSettings(Settings):
@@ -48,11 +50,46 @@ class ServingSettings(Settings):
         for metric in sorted(promotion.shadow):
             if self.shadow is None:
                 raise ValueError(f"promotion.require: {metric} needs serving.shadow, the share of the requests to copy")
-        most = promotion.shadow["shadow_error_rate"].max if "shadow_error_rate" in promotion.shadow else None
-        reached = 1.0 - (LEVEL / 2.0) ** (1.0 / self.answers)  # upper limit of Clopper and Pearson without an error
-        if most is not None and reached > most:
-            wanted = "" if most <= 0.0 else f": raise it to {math.ceil(math.log(LEVEL / 2.0) / math.log1p(-most)):,}"
+            most = promotion.shadow[metric].max
+            if most is None or promotion.shadow[metric].min is not None:
+                raise ValueError(f"promotion.require: {metric} is better when it is lower: give max only")
+            if metric == "shadow_latency" and most <= 0.0:
+                raise ValueError("promotion.require: shadow_latency is the version's seconds over the champion's: max is above 0")
+            if metric in BEST:
+                self._check_reach(metric, most)
+
+    def _check_reach(self, metric: str, most: float) -> None:
+        """Raise ValueError if the interval of a metric passes a bound even after the best answers."""
+        best = BEST[metric]
+        reached = min(1.0, best.reach(self.answers))
+        if reached > most:
+            do = f"raise it to {best.answers(most):,}" if best.reach(MOST_ANSWERS) <= most else "raise the bound"
             raise ValueError(
-                f"promotion.require: {self.answers:,} serving.answers cannot show a shadow_error_rate of at most {most:g}: "
-                f"their interval reaches {reached:.2g} without an error{wanted or ': raise the bound'}"
+                f"promotion.require: {self.answers:,} serving.answers cannot show a {metric} of at most {most:g}: "
+                f"their interval reaches {reached:.2g} {best.when}: {do}"
             )
+
+
+class Best(NamedTuple):
+    """Far limit of a metric's interval after the best answers, and the fewest answers that keep it within a bound."""
+
+    reach: Callable[[int], float]
+    answers: Callable[[float], int]
+    when: str
+
+
+def distance_reach(n: int) -> float:
+    """Return how far the interval of shadow_score_distance reaches: two bands of n values, each at half the level."""
+    return 2.0 * math.sqrt(math.log(4.0 / LEVEL) / (2.0 * n))
+
+
+BEST = {
+    "shadow_error_rate": Best(
+        lambda n: 1.0 - (LEVEL / 2.0) ** (1.0 / n),  # upper limit of Clopper and Pearson
+        lambda most: math.ceil(math.log(LEVEL / 2.0) / math.log1p(-most)),
+        "without an error",
+    ),
+    "shadow_score_distance": Best(
+        distance_reach, lambda most: math.ceil(2.0 * math.log(4.0 / LEVEL) / most**2), "without a difference"
+    ),
+}
