@@ -14,6 +14,7 @@ from remint.errors import LedgerError
 from remint.promotion.shadow import judge_waiting
 from remint.promotion.why import why
 from remint.runtime.home import Home
+from remint.serving.app.follow import RETRY_SECONDS
 from remint.serving.app.shadow import LARGEST, QUEUE, Shadow, is_copied
 from remint.serving.load import load_version
 from remint.stores.ledger.serving_events import ServingEvents
@@ -171,6 +172,39 @@ def test_a_version_that_fails_its_checks_answers_no_copies(home: Home, server: R
     events = ServingEvents(home.ledger_url).of(MODEL)
     assert [(event.event, event.version) for event in events] == [("loaded", 1), ("refused", 2)]
     assert "as a shadow: the canary's encode failed" in events[-1].why
+
+
+def test_a_damaged_version_is_refused_as_a_shadow_and_asked_once_its_store_is_repaired(
+    home: Home, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases.flip_bit(home, 2)
+    record_waiting(home, waiting())
+    server.look()
+    metric = 'remint_refused_version{model="%s"} %.1f'
+    assert server.slot.shadow is None and metric % (MODEL, 2) in server.http.get("/metrics").text
+    refused = why(home, f"{MODEL}/2").served[-1]
+    assert refused.event == "refused" and refused.why.startswith("as a shadow: ") and "weights.safetensors" in refused.why
+    said: list[str] = []
+    assert judge_waiting(home, MODEL, said.append, lambda *_: None) == []
+    assert f"{refused.host} refused it: {refused.why}" in said[0]
+    cases.flip_bit(home, 2)  # back
+    server.look()
+    assert server.slot.shadow is None, "it pauses"
+    monkeypatch.setattr("time.monotonic", lambda now=time.monotonic: now() + RETRY_SECONDS)
+    server.look()
+    assert server.slot.shadow is not None and metric % (MODEL, 0) in server.http.get("/metrics").text
+    assert judge_waiting(home, MODEL, said.append, lambda *_: None) == [] and "refused it" not in said[1]
+
+
+def test_a_shadow_that_is_refused_again_is_recorded_once(home: Home, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remint.serving.app.follow.RETRY_SECONDS", 0.0)
+    record_waiting(home, waiting())
+    cases.delete_version(home, 2)
+    told = len(server.said)
+    for _ in range(3):
+        server.look()
+    assert len(server.said) == told + 1 and "as a shadow: " in server.said[-1] and not server.follower.problems
+    assert [event.event for event in ServingEvents(home.ledger_url).of(MODEL)] == ["loaded", "refused"]
 
 
 def test_counts_that_could_not_be_written_are_written_later(home: Home, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

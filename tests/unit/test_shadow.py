@@ -57,6 +57,10 @@ def params(serving: dict[str, Any], **promotion: Any) -> None:
     validate_params(content)
 
 
+def bound(metric: str, **limits: float) -> dict[str, Any]:
+    return {"require": {"iwae": {"max": 2.43}, metric: limits}}
+
+
 REQUIRED = {"iwae": {"max": 2.43}, "shadow_error_rate": {"max": 0.001}}
 
 
@@ -72,6 +76,21 @@ REQUIRED = {"iwae": {"max": 2.43}, "shadow_error_rate": {"max": 0.001}}
         ({}, {"require": REQUIRED}, "promotion.require: shadow_error_rate needs serving.shadow"),
         ({"shadow": 0.1}, {"require": REQUIRED}, "1,000 serving.answers cannot show a shadow_error_rate of at most 0.001: their"),
         ({"shadow": 0.1}, {"require": REQUIRED}, "interval reaches 0.0037 without an error: raise it to 3,688"),
+        (
+            {"shadow": 0.1},
+            bound("shadow_error_rate", max=0),
+            "at most 0: their interval reaches 0.0037 without an error: raise the",
+        ),
+        (
+            {"shadow": 0.1},
+            bound("shadow_score_distance", max=0.05),
+            "interval reaches 0.094 without a difference: raise it to 3,506",
+        ),
+        ({"shadow": 0.1}, bound("shadow_score_distance", max=1e-200), "reaches 0.094 without a difference: raise the bound"),
+        ({"shadow": 0.1}, bound("shadow_score_distance", max=0), "at most 0: their interval reaches 0.094 without a difference"),
+        ({"shadow": 0.1}, bound("shadow_latency", max=-1), "shadow_latency is the version's seconds over the champion's: max is"),
+        ({"shadow": 0.1}, bound("shadow_latency", max=0), "shadow_latency is the version's seconds over the champion's: max is"),
+        ({"shadow": 0.1}, bound("shadow_latency", min=1), "shadow_latency is better when it is lower: give max only"),
         ({"shadow": 0.1}, {"require": {"shadow_errors": {"max": 1}}}, "did you mean 'shadow_error_rate'?"),
         ({"answers": 50}, {}, "serving: shadow: missing: give the share"),
         ({"shadow": 0.0}, {}, "serving.shadow: input should be greater than 0"),
@@ -91,6 +110,13 @@ def test_the_answers_that_the_error_names_are_enough() -> None:
     params({"shadow": 0.1, "answers": 3688}, require=REQUIRED)
     with pytest.raises(SettingsError):
         params({"shadow": 0.1, "answers": 3687}, require=REQUIRED)
+    distance = bound("shadow_score_distance", max=0.05)
+    params({"shadow": 0.1, "answers": 3506}, **distance)
+    with pytest.raises(SettingsError):
+        params({"shadow": 0.1, "answers": 3505}, **distance)
+    same = report(counts(3506, scores=[(a, a) for a in np.random.default_rng(2).standard_normal(3506)]))
+    assert 0.0499 < same.metrics["shadow_score_distance"].high <= 0.05
+    params({"shadow": 0.1}, **bound("shadow_latency", max=1.5))
     assert [ServingSettings(shadow=0.1, deadline=each).seconds for each in ("5s", "90m", "2d")] == [5, 5_400, 172_800]
 
 
@@ -321,6 +347,26 @@ def test_the_deadline_refuses(home: Home) -> None:
     (new,) = said.judge(home)
     assert (new.action, new.champion_after) == ("refused", 1) and "it needs 100 within 1h" in new.why
     assert f"{MODEL}/2 awaited shadow; refused: 99 copies" in said.lines[0]
+
+
+def test_the_reason_at_the_deadline_names_the_servers_that_refused_it(home: Home) -> None:
+    record_waiting(home, waiting(), at=datetime.now(UTC) - timedelta(hours=1))
+    events = open_serving_events(home)
+    for host, event in (("host-7", "refused"), ("host-8", "refused"), ("host-8", "shadowed")):
+        events.append(MODEL, event, 2, host, "as a shadow: it is damaged")  # type: ignore[arg-type]
+    (new,) = Said().judge(home)
+    assert "host-7 refused it: as a shadow: it is damaged" in new.why and "host-8" not in new.why
+    assert "Does `remint serve` run?" not in new.why
+
+
+@pytest.mark.parametrize("answers", [0, 100])
+def test_a_version_that_was_deleted_is_refused_at_once(home: Home, answers: int) -> None:
+    answered(home, record_waiting(home, waiting()), counts(answers))
+    cases.delete_version(home, 2)
+    (new,) = Said().judge(home)
+    assert (new.action, new.version, new.champion_after) == ("refused", 2, 1) and f"{MODEL} has no version 2" in new.why
+    assert Said().judge(home) == [] and open_ledger(home).awaiting_shadow(MODEL) is None
+    assert not (home.report(MODEL, 2) / kept_decisions.PENDING).exists()
 
 
 def test_damaged_counts_refuse_at_once(home: Home) -> None:

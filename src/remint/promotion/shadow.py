@@ -9,7 +9,8 @@ Another champion, or a person's decision, ends the wait: the ledger refuses the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -47,7 +48,8 @@ class Waiting:
     row: LedgerRow
     first: Decision  # by which it awaits shadow
     report: ShadowReport
-    damaged: str | None  # why the counts cannot be read; None: they can
+    damaged: str | None  # why the counts or the version cannot be read; None: they can
+    refusals: tuple[str, ...]  # what servers say that do not ask it
 
     @property
     def settings(self) -> ServingSettings:
@@ -63,7 +65,8 @@ class Waiting:
 
     def text(self) -> str:
         until = self.deadline.isoformat(sep=" ", timespec="minutes")[:16]
-        return f"awaits shadow until {until} UTC: {self.report.text()} of {self.settings.answers:,}"
+        said = f"awaits shadow until {until} UTC: {self.report.text()} of {self.settings.answers:,}"
+        return "; ".join([said, *self.refusals])
 
 
 def judge_waiting(home: Home, model: str, tell: Tell, announce: Announce) -> list[LedgerRow]:
@@ -86,7 +89,7 @@ def judge_waiting(home: Home, model: str, tell: Tell, announce: Announce) -> lis
             continue
         try:
             found = _settle(home, waiting, tell, announce)
-        except (ChampionChanged, NotFoundError) as error:  # a person or another process was faster, or deleted the version
+        except ChampionChanged as error:  # a person or another process was faster
             tell(f"{ref} awaits shadow, and was not judged: {error}")
             continue
         why = found.why.splitlines()[0] if found.action == "refused" else f"it answered {waiting.report.text()}"
@@ -101,17 +104,21 @@ def _read(home: Home, row: LedgerRow, first: Decision) -> Waiting:
     parts, damaged = [], None
     try:
         parts = open_shadow_counts(home).of(row.hash)
-    except IntegrityError as error:
+        open_tracking(home).version(f"{row.model}/{row.version}")
+    except (IntegrityError, NotFoundError) as error:  # not found: it was deleted, and no answer can come
         damaged = str(error)
-    return Waiting(row, first, summarise(row.model, row.version, row.champion_before, row.hash, parts), damaged)
+    newest = {event.host: event for event in open_serving_events(home).about(row.model, row.version)}
+    refusals = tuple(f"{event.host} refused it: {event.why}" for event in newest.values() if event.event == "refused")
+    return Waiting(row, first, summarise(row.model, row.version, row.champion_before, row.hash, parts), damaged, refusals)
 
 
-def decide_again(first: Decision, report: ShadowReport, damaged: str | None = None) -> Decision:
+def decide_again(first: Decision, report: ShadowReport, damaged: str | None = None, refusals: Sequence[str] = ()) -> Decision:
     """Return the decision on a version that awaited shadow. Pure.
 
     ``first``: the decision by which it awaits it. ``damaged``: what is wrong with its bytes or its counts; None: nothing.
+    ``refusals``: what servers say that do not ask it.
     """
-    rulings = [evidence("broken", damaged)] if damaged else list(_rulings(first, report))
+    rulings = [evidence("broken", damaged)] if damaged else list(_rulings(first, report, refusals))
     wait = [rule for rule in first.rules if rule.rule == "shadow"]
     earlier = [reason for reason in first.reasons if reason not in {rule.reason for rule in wait}]
     broken = [ruling.result.reason for ruling in rulings if ruling.state == "broken"]
@@ -131,12 +138,13 @@ def decide_again(first: Decision, report: ShadowReport, damaged: str | None = No
     )
 
 
-def _rulings(first: Decision, report: ShadowReport) -> Iterator[Ruling]:
+def _rulings(first: Decision, report: ShadowReport, refusals: Sequence[str]) -> Iterator[Ruling]:
     """Yield the rules on a shadow. Without a bound on its error rate no copy may fail."""
     serving, bounds = _terms(first).serving, _terms(first).promotion.shadow
     said = f"{report.text()} (shadow report {report.digest[:12]})"
     if report.n < serving.answers:
-        yield evidence("broken", f"{said}: it needs {serving.answers:,} within {serving.deadline}. Does `remint serve` run?")
+        cause = "; ".join(refusals) or "Does `remint serve` run?"
+        yield evidence("broken", f"{said}: it needs {serving.answers:,} within {serving.deadline}. {cause}")
         return
     yield _passed(f"answered {said}")
     for metric in SHADOW_METRICS:
@@ -163,12 +171,11 @@ def _terms(decision: Decision) -> ShadowTerms:
 def _settle(home: Home, waiting: Waiting, tell: Tell, announce: Announce) -> LedgerRow:
     """Decide, write the row, then update everything that follows it. Raises ChampionChanged if nothing was written."""
     row, first, report = waiting.row, waiting.first, waiting.report
-    version = open_tracking(home).version(f"{row.model}/{row.version}")
-    decision = decide_again(first, report, waiting.damaged)
+    decision = decide_again(first, report, waiting.damaged, waiting.refusals)
     if decision.verdict != "refused":
-        try:
-            decide.verify(home, version, load=False)  # since it was registered its bytes may have been damaged
-        except IntegrityError as error:
+        try:  # since it was registered its bytes may have been damaged, or it was deleted
+            decide.verify(home, open_tracking(home).version(f"{row.model}/{row.version}"), load=False)
+        except (IntegrityError, NotFoundError) as error:
             decision = decide_again(first, report, str(error))
     folder = home.report(row.model, row.version)
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +193,7 @@ def _settle(home: Home, waiting: Waiting, tell: Tell, announce: Announce) -> Led
         expected_champion=decision.champion,
         settles=row.hash,
     )
-    _update(home, version, decision, settled, tell, announce)
+    _update(home, decision, settled, tell, announce)
     return settled
 
 
@@ -197,22 +204,29 @@ def _finish(home: Home, row: LedgerRow, tell: Tell, announce: Announce) -> None:
         return
     decision = of_row(home, row)
     if decision is not None and "shadow" in decision.evidence:
-        _update(home, open_tracking(home).version(f"{row.model}/{row.version}"), decision, row, tell, announce)
+        _update(home, decision, row, tell, announce)
 
 
-def _update(home: Home, version: ModelVersion, decision: Decision, row: LedgerRow, tell: Tell, announce: Announce) -> None:
+def _update(home: Home, decision: Decision, row: LedgerRow, tell: Tell, announce: Announce) -> None:
     """Update everything that follows a row. Safe to repeat."""
-    folder, tracking = home.report(version.name, version.version), open_tracking(home)
-    sync_mlflow_to_ledger(home, version.name)
-    rows, events = (
-        open_ledger(home).about(version.name, version.version),
-        open_serving_events(home).about(version.name, version.version),
-    )
+    folder, tracking = home.report(row.model, row.version), open_tracking(home)
+    sync_mlflow_to_ledger(home, row.model)
+    rows, events = (open_ledger(home).about(row.model, row.version), open_serving_events(home).about(row.model, row.version))
     since.refresh(folder / write.NAME, rows, events)
+    version = None
+    with suppress(NotFoundError):  # it was deleted: MLflow has no place for these
+        version = tracking.version(f"{row.model}/{row.version}")
+    if version is not None:
+        _keep(home, version, decision, row, tell, announce)
+    (folder / PENDING).rename(folder / DECISION)
+
+
+def _keep(home: Home, version: ModelVersion, decision: Decision, row: LedgerRow, tell: Tell, announce: Announce) -> None:
+    """Write the decision beside the version in MLflow, and tell it."""
+    folder, tracking = home.report(row.model, row.version), open_tracking(home)
     page = (
         {write.NAME: folder / write.NAME} if (folder / write.NAME).exists() else {}
     )  # judged on another machine: it has the page
     tracking.attach(version, {DECISION: folder / PENDING, REPORT: folder / REPORT, **page})
     tracking.set_tags(version, VersionTags(decision_sha256=decision.digest))
     announce(home, version, decision, row, tell)
-    (folder / PENDING).rename(folder / DECISION)

@@ -5,14 +5,15 @@
          -> the version that awaits shadow -> the same checks -> it answers copies of requests (shadow.py)
 
 The ledger is only read; an alias in MLflow is not followed. What fails keeps the present version, is recorded once as a serving
-event, and is tried again when the ledger names another version. While a store is away the server goes on with what it has, and
-records its events later.
+event, and is tried again when the ledger names another version; a shadow also after a minute. While a store is away the server
+goes on with what it has, and records its events later.
 """
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -38,11 +39,21 @@ from remint.stores.open import open_ledger, open_serving_events, open_shadow_cou
 ShadowSettings = Callable[[LedgerRow], ServingSettings | None]  # of a version that awaits shadow; None: not known yet
 
 STOP_SECONDS = 5.0
+RETRY_SECONDS = 60.0  # until a refused shadow is tried again: its store may be repaired before its deadline
 FAILURES = "report/failures.npz"  # held-out examples of a version's report
 
 
 def no_shadow(_: LedgerRow) -> None:
     """Let no version answer copies of requests."""
+
+
+class RefusedShadow(NamedTuple):
+    """A version that awaits shadow and failed its checks."""
+
+    request: str  # hash of the ledger's row
+    version: int
+    why: str
+    again: float  # time.monotonic() at which it is tried again
 
 
 class Unrecorded(NamedTuple):
@@ -69,7 +80,7 @@ class Follower:
     ) -> None:
         self.home, self.slots, self.every, self.device, self.tell = home, slots, every, device, tell
         self.shadow_settings = shadow_settings
-        self.shadows_refused: set[str] = set()  # hashes of rows whose version failed its checks
+        self.shadows_refused: dict[str, RefusedShadow] = {}  # by name
         self.refused: dict[str, int] = {}  # by name: the version that was tried and is not served
         self.absent: dict[str, str] = {}  # by name: the ledger has no such version yet, in words
         self.problems: dict[str, str] = {}  # by name: why the ledger or a store could not be read at the last poll
@@ -103,6 +114,11 @@ class Follower:
         for slot in self.slots.values():
             self._end_shadow(slot)
 
+    def refused_version(self, name: str) -> int:
+        """Return the version that was tried, as a champion or else as a shadow, and failed its checks; 0 if there is none."""
+        shadow = self.shadows_refused.get(name)
+        return self.refused.get(name) or (shadow.version if shadow else 0)
+
     def look(self, name: str, *, first: bool = False) -> None:
         """Switch a name to the version that the ledger names, if that is another one and passes its checks."""
         try:
@@ -134,12 +150,12 @@ class Follower:
             served, checked = self._checked(version, present.served if present else None)
         except (IntegrityError, MemoryError) as error:
             self.refused[name] = version.version
-            self._record(version, "refused", str(error))
+            self._record(slot.name, version.version, "refused", str(error))
             return
         self.refused.pop(name, None)
         slot.version = Version(served, version.version, datetime.now(UTC).isoformat(timespec="seconds"), self._decision(version))
         self.switches += present is not None
-        self._record(version, "switched" if present else "loaded", checked)
+        self._record(slot.name, version.version, "switched" if present else "loaded", checked)
 
     def _look_at_shadow(self, slot: Slot) -> None:
         """Write what a shadow counted; begin one if a version awaits it, and end it if that is decided."""
@@ -150,23 +166,30 @@ class Follower:
         row = open_ledger(self.home, make=False).awaiting_shadow(slot.name)
         if row is None or row.champion_before != slot.version.number:
             self._end_shadow(slot)
+            self.shadows_refused.pop(slot.name, None)
             return
-        if (slot.shadow is not None and slot.shadow.request == row.hash) or row.hash in self.shadows_refused:
+        if slot.shadow is not None and slot.shadow.request == row.hash:
+            return
+        refused = self.shadows_refused.get(slot.name)
+        if refused is not None and refused.request == row.hash and time.monotonic() < refused.again:
             return
         self._end_shadow(slot)
         settings = self.shadow_settings(row)
         if settings is None:
             return  # its decision is not kept yet
-        version = open_tracking(self.home).version(f"{row.model}/{row.version}")
         try:
+            version = open_tracking(self.home).version(f"{row.model}/{row.version}")
             served, checked = self._checked(version, slot.version.served)
-        except (IntegrityError, MemoryError) as error:
-            self.shadows_refused.add(row.hash)
-            self._record(version, "refused", f"as a shadow: {error}")
+        except (IntegrityError, MemoryError, NotFoundError) as error:  # not found: it was deleted
+            why = f"as a shadow: {error}"
+            self.shadows_refused[slot.name] = RefusedShadow(row.hash, row.version, why, time.monotonic() + RETRY_SECONDS)
+            if refused is None or (refused.request, refused.why) != (row.hash, why):
+                self._record(row.model, row.version, "refused", why)
             return
+        self.shadows_refused.pop(slot.name, None)
         about = Version(served, version.version, datetime.now(UTC).isoformat(timespec="seconds"), describe(row))
         slot.shadow = Shadow(about, row.hash, slot.version.number, settings, lambda: slot.idle)
-        self._record(version, "shadowed", checked)
+        self._record(row.model, row.version, "shadowed", checked)
 
     def _end_shadow(self, slot: Slot) -> None:
         if slot.shadow is None:
@@ -207,11 +230,11 @@ class Follower:
             self.tell(f"{name}: {error}; it goes on with what it has")
         self.problems[name] = str(error)
 
-    def _record(self, version: ModelVersion, event: Event, why: str) -> None:
-        self.tell(f"{version.ref} {event}: {why}")
-        self._unrecorded.append(Unrecorded(version.name, event, version.version, why, datetime.now(UTC)))
+    def _record(self, name: str, version: int, event: Event, why: str) -> None:
+        self.tell(f"{name}/{version} {event}: {why}")
+        self._unrecorded.append(Unrecorded(name, event, version, why, datetime.now(UTC)))
         if problem := self._write_events():
-            self.tell(f"{version.ref}: the event is not recorded yet: {problem}")
+            self.tell(f"{name}/{version}: the event is not recorded yet: {problem}")
 
     def _write_events(self) -> str:
         """Record the events that are not recorded yet. Return the problem, "" if there is none; the next look tries again."""

@@ -64,7 +64,7 @@ class Metrics(Requests, Collector):
             "remint_waiting": GaugeMetricFamily("remint_waiting", "Requests that wait.", labels=["model"]),
             "remint_busy_seconds": GaugeMetricFamily("remint_busy_seconds", "Seconds of answering.", labels=["model"]),
             "remint_refused_version": GaugeMetricFamily(
-                "remint_refused_version", "Version that failed its checks.", labels=["model"]
+                "remint_refused_version", "Version that failed its checks, as a champion or a shadow.", labels=["model"]
             ),
             "remint_shadow_version": GaugeMetricFamily(
                 "remint_shadow_version", "Version that answers copies of requests.", labels=["model"]
@@ -81,7 +81,7 @@ class Metrics(Requests, Collector):
             families["remint_version"].add_metric([name], slot.version.number if slot.version else 0)
             families["remint_waiting"].add_metric([name], slot.waiting)
             families["remint_busy_seconds"].add_metric([name], slot.seconds_busy)
-            families["remint_refused_version"].add_metric([name], self.follower.refused.get(name, 0))
+            families["remint_refused_version"].add_metric([name], self.follower.refused_version(name))
             shadow = slot.shadow
             families["remint_shadow_version"].add_metric([name], shadow.version.number if shadow else 0)
             families["remint_shadow_copies"].add_metric([name], shadow.copies if shadow else 0)
