@@ -135,7 +135,7 @@ def test_a_rank_that_dies_at_each_start_ends_the_run(machines: RayCluster, folde
     job.wait_for("metrics")
     job.process.terminate()
     assert job.process.wait(60) != 0 and job.kept.newest()
-    again = Job(machines, folder, tmp_path, "vae", (2, 2), "die=1", "rank=1", steps=100_000)
+    again = Job(machines, folder, tmp_path, "vae", (2, 2), "die=0", "rank=1", steps=100_000)
     assert again.process.wait(300) != 0
     assert again.events().count("machine_lost") == 3
     last = (tmp_path / "log").read_text().strip().splitlines()[-1]
