@@ -171,7 +171,8 @@ class _Driver:
     ) -> None:
         self.ray, self.nodes, self.checkpoints, self.out = ray, nodes, checkpoints, out
         self.trained, self.size = False, 0
-        self.starts, self.failure = 0, ""  # starts since the last checkpoint, and why the last of them failed
+        self.starts = 0  # since the last checkpoint
+        self.failures: list[str] = []  # of the last start: a rank that dies lets the others fail too
         self.errors: list[RemintError] = []
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         for module in (node, mailbox):
@@ -207,8 +208,8 @@ class _Driver:
         if processes.stopping.is_set():
             raise Interrupted(processes.AGAIN)
         if not self.trained:
-            why = self.failure or (str(failed[0]) if failed else "no machine sent a model")
-            raise StepError(f"the training on {self.size or self.nodes.least} machines failed: {_last_line(why)}")
+            whys = [_last_line(why) for why in self.failures or map(str, failed)] or ["no machine sent a model"]
+            raise StepError(f"the training on {self.size or self.nodes.least} machines failed: {'; '.join(whys)}")
 
     def _is_over(self) -> bool:
         """Return whether another start would not help. Ray's workers end with this connection."""
@@ -252,6 +253,8 @@ class _Driver:
         emit("machines" if grown else "machine_lost", machines=size, processes=size * self.nodes.devices)
         self.size = size
         self.starts += 1
+        if self.starts <= STARTS:  # the last one is not waited for
+            self.failures = []
 
     def _on_event(self, event: dict[str, Any]) -> None:
         kind = event.pop("event")
@@ -281,7 +284,7 @@ class _Driver:
             (temporary / name).replace(self.checkpoints / name)
 
     def _on_failed(self, why: str) -> None:
-        self.failure = why
+        self.failures.append(why)
 
     def _on_trained(self, archive: Any) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
