@@ -15,6 +15,7 @@
         |-- TrackingError        MLflow
         |-- LedgerError          the promotion ledger
         |   |-- ChampionChanged    the compare-and-swap failed: another promotion came first
+        |   |-- DecidedMeanwhile   the ledger has a newer row than a person saw
         |   |-- LeaseLost          another job took over the pipeline while this one slept
         |   `-- ApprovalExpired    the data changed since approval was requested
         |-- OrchestrationError   Prefect
@@ -92,6 +93,10 @@ class LedgerError(RunError):
 
 
 class ChampionChanged(LedgerError):
+    pass
+
+
+class DecidedMeanwhile(LedgerError):
     pass
 
 

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from remint.runtime.home import Home
+from remint.runtime.retry import wait_until
 from remint.serving.load import load_version
 from remint.stores.open import open_ledger
 from tests.conftest import Once
@@ -238,7 +239,11 @@ def test_rows_of_a_table_are_drawn_morphed_filled_and_scored(browser: Browser, h
     assert not tab.faults
 
 
-def test_a_person_approves_a_version(home: Home, tab: Tab) -> None:
+def test_a_person_approves_a_version_and_an_open_playground_names_it(home: Home, tab: Tab) -> None:
+    playground = tab.page.context.new_page()
+    playground.goto(f"{tab.address}/models/{NAME}/playground", wait_until="networkidle")
+    caption = playground.locator("#samples figcaption")
+    assert caption.inner_text() == f"champion {NAME}/{open_ledger(home).champion(NAME)}"
     page = tab.open("/")
     page.click(f".concerns >> text={NAME}/3")
     page.fill("[name=reason]", "looked at the samples")
@@ -249,3 +254,10 @@ def test_a_person_approves_a_version(home: Home, tab: Tab) -> None:
     assert "by Ada via console" in page.locator(".rows li").first.inner_text() and "It is the champion" in page.content()
     tab.open("/")
     assert page.locator(".concerns li").count() == 1, "the failed run is left"
+
+    def drawn_by_it() -> bool:
+        playground.click("#sample button")
+        playground.wait_for_selector("#samples[aria-busy=false]")
+        return caption.inner_text() == f"champion {NAME}/3"
+
+    assert wait_until(drawn_by_it, 30, every=0.5), "the server has switched, and says so in each answer"

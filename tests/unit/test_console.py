@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from remint.errors import SettingsError
+from remint.promotion import decide
 from remint.promotion.console import Registry
 from remint.records import Change, Drift, MetricValue, canonical
 from remint.runtime.home import Home
@@ -74,6 +75,8 @@ class Running:
         return " ".join(answer.text.split())
 
     def post(self, path: str, headers: dict[str, str] = ADA, **form: str) -> Any:
+        """Send a form of the page as it is now."""
+        form = {"newest": open_ledger(self.source.home).head(MODEL), **form}
         return self.http.post(path, data=form, headers={"sec-fetch-site": "same-origin", **headers})
 
 
@@ -141,6 +144,15 @@ def test_a_damaged_ledger_row_is_named_and_the_other_pipelines_are_shown(home: H
     assert "not readable" in page and "was changed outside remint" in page and 'href="/models/digits-new"' in page
 
 
+@pytest.mark.parametrize("at", ["", "2026-05-01T00:00:00", "0001-01-01T00:00:00+14:00"])
+@pytest.mark.parametrize("table", ["ledger", "serving_events"])
+def test_a_damaged_time_is_named_and_everything_else_is_shown(home: Home, server: Running, table: str, at: str) -> None:
+    cases.execute_sql(home, f"UPDATE {table} SET at = '{at}' WHERE sequence = 1")
+    assert 'href="/models/digits-new"' in server.get("/") and "not readable" in server.get("/")
+    page = server.get(f"/models/{MODEL}")
+    assert "not readable" in page and "damaged" in page and f'<a href="/models/{MODEL}/4">' in page
+
+
 def measurement(value: float, how: str = "a") -> MetricValue:
     return MetricValue(
         name="nll", value=value, low=value - 0.1, high=value + 0.1, n=9, seed=0, unit="bits/dim", fingerprint={"how": how}
@@ -202,11 +214,30 @@ def test_the_ledger_is_verified_when_it_is_asked_for(home: Home, server: Running
     assert "row 2 was changed: its hash does not match" in page and "serving event 1 was changed" in page
 
 
+@pytest.mark.parametrize("table", ["ledger", "serving_events"])
+def test_bytes_in_place_of_a_text_are_found(home: Home, server: Running, table: str) -> None:
+    column = "who" if table == "ledger" else "host"
+    cases.execute_sql(home, f"UPDATE {table} SET {column} = x'ff00' WHERE sequence = 1")
+    page = server.get(f"/models/{MODEL}?verify=1")
+    assert "The ledger does not verify" in page
+    assert ("row 1 was changed: its hash does not match" if table == "ledger" else "serving event 1 was changed") in page
+
+
+def test_a_verification_without_a_ledger_makes_nothing(tmp_path: Path) -> None:
+    home = Home(tmp_path, tmp_path / "wrong")
+    source = Registry(home, params(), dict)
+    assert source.verify(MODEL).rows == 0 and not (tmp_path / "wrong").exists()
+
+
 def test_a_version_is_shown_beside_another_one(home: Home, server: Running) -> None:
     assert "training.seed: 0 -&gt; 2" in server.get(f"/models/{MODEL}/3"), "the champion before it"
     assert "training.seed: 1 -&gt; 2" in server.get(f"/models/{MODEL}/3?against=2")
     assert "has no version 77" in server.get(f"/models/{MODEL}/3?against=77", 404)
     assert "has no version 77" in server.get(f"/models/{MODEL}/77", 404)
+    assert server.get(f"/models/{MODEL}/3?against=") == server.get(f"/models/{MODEL}/3"), "Compare with an empty field"
+    for number in ("x", "-1", "9" * 4000, "9" * 5000):
+        assert "there is no version" in server.get(f"/models/{MODEL}/3?against={number}", 404)
+        assert "there is no version" in server.get(f"/models/{MODEL}/{number}", 404)
 
 
 def test_a_report_is_shown_without_its_scripts(home: Home, server: Running) -> None:
@@ -236,10 +267,63 @@ def test_a_person_approves_rejects_and_rolls_back_as_by_the_commands(home: Home,
     assert (row.action, row.champion_after, row.who) == ("rolled_back", 1, "Ada via console")
 
 
+def seen(page: str) -> str:
+    """Return the hash of the newest row that a page's form carries."""
+    found = re.search('name="newest" value="([^"]*)"', page)
+    assert found
+    return found[1]
+
+
+def test_a_page_from_before_another_decision_decides_nothing(home: Home, server: Running) -> None:
+    """Ada looks at version 3. Bob promotes it, Carl rolls it back: the champion is the one that Ada saw."""
+    old, old_model = seen(server.get(f"/models/{MODEL}/3")), seen(server.get(f"/models/{MODEL}"))
+    assert old == old_model == open_ledger(home).head(MODEL)
+    decide.promote(home, f"{MODEL}/3", "sharp", who="bob")
+    decide.rollback(home, MODEL, "it blurs", who="carl")
+    for path, form in (
+        (f"/models/{MODEL}/3", {"action": "promote"}),
+        (f"/models/{MODEL}/3", {"action": "reject"}),
+        (f"/models/{MODEL}", {}),
+    ):
+        answer = server.post(path, reason="r", newest=old, **form)
+        assert (
+            answer.status_code == 409
+            and "rolled back" in answer.text
+            and "by carl: it blurs. It was decided meanwhile" in answer.text
+        )
+        assert server.http.post(path, data={"reason": "r", **form}, headers=ADA).status_code == 409, "no page was seen at all"
+    assert open_ledger(home).last(MODEL).who == "carl"
+    assert server.post(f"/models/{MODEL}/3", action="reject", reason="r", newest=seen(answer.text)).status_code == 303
+
+
+def test_a_second_click_on_roll_back_goes_no_step_further(home: Home, server: Running) -> None:
+    for version in (2, 3):
+        cases.append_row(home, "promoted", version)
+    old = seen(server.get(f"/models/{MODEL}"))
+    assert server.post(f"/models/{MODEL}", reason="it blurs", newest=old).status_code == 303
+    assert server.post(f"/models/{MODEL}", reason="it blurs", newest=old).status_code == 409
+    assert open_ledger(home).champion(MODEL) == 2
+
+
+def test_a_decision_while_the_bytes_are_verified_wins(home: Home, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify = decide.verify
+
+    def slowly(*given: Any, **more: Any) -> None:
+        verify(*given, **more)
+        monkeypatch.setattr(decide, "verify", verify)
+        decide.reject(home, f"{MODEL}/3", "it blurs", who="carl")
+
+    monkeypatch.setattr(decide, "verify", slowly)
+    answer = server.post(f"/models/{MODEL}/3", action="promote", reason="r")
+    assert answer.status_code == 409 and "rejected" in answer.text and open_ledger(home).champion(MODEL) == 1
+
+
 REFUSED: dict[str, tuple[dict[str, str], int, str]] = {
     "another champion": ({"action": "promote", "reason": "r", "against": "2"}, 409, "Nothing was written"),
     "no reason": ({"action": "promote", "reason": "  "}, 422, "a decision needs a reason"),
     "no action": ({"reason": "r"}, 422, "expected the action promote or reject"),
+    "a long reason": ({"action": "reject", "reason": "r" * 2001}, 422, "at most 2,000 characters"),
+    "a huge number": ({"action": "promote", "reason": "r", "against": "9" * 5000}, 422, "expected the number of a version"),
     "no number": ({"action": "promote", "reason": "r", "against": "x"}, 422, "expected the number of a version"),
 }
 
@@ -263,7 +347,7 @@ NOBODY: dict[str, Any] = {
 def test_without_one_name_of_a_person_nothing_is_decided(home: Home, server: Running, name: str) -> None:
     page = server.http.get(f"/models/{MODEL}/3", headers=NOBODY[name]).text
     assert "<fieldset disabled>" in page and "These buttons are off" in page
-    body = {"content": "action=promote&reason=r", "headers": NOBODY[name]}
+    body = {"content": f"action=promote&reason=r&newest={open_ledger(home).head(MODEL)}", "headers": NOBODY[name]}
     for path in (f"/models/{MODEL}/3", f"/models/{MODEL}"):
         assert server.http.post(path, **body).status_code == 403
     assert len(open_ledger(home).rows(MODEL)) == 3
@@ -299,7 +383,8 @@ SITES: dict[str, tuple[dict[str, str], bool]] = {
 @pytest.mark.parametrize("name", SITES)
 def test_a_page_of_another_site_changes_nothing(home: Home, server: Running, name: str) -> None:
     headers, own = SITES[name]
-    answer = server.http.post(f"/models/{MODEL}/3", content="action=reject&reason=r", headers={**ADA, **headers})
+    body = f"action=reject&reason=r&newest={open_ledger(home).head(MODEL)}"
+    answer = server.http.post(f"/models/{MODEL}/3", content=body, headers={**ADA, **headers})
     assert answer.status_code == (303 if own else 403)
     assert len(open_ledger(home).rows(MODEL)) == (4 if own else 3)
     assert server.http.get("/", headers={**ADA, **headers}).status_code == 200
@@ -311,6 +396,7 @@ def test_a_browser_gives_the_token_once(server: Running) -> None:
     assert server.http.get("/v1/models").status_code == 401 and server.http.get("/login").status_code == 200
     assert server.http.get("/static/console.css").status_code == 200 and server.http.get("/static/../pages.py").status_code == 401
     assert server.http.get("/static/pages.py").status_code == 404
+    assert server.http.get(f"/static/{'a' * 300}.css").status_code == 404
     wrong = server.http.post("/login", data={"token": "guess"})
     assert wrong.status_code == 401 and "That is not the token" in wrong.text and "set-cookie" not in wrong.headers
     right = server.http.post("/login", data={"token": TOKEN})
@@ -320,6 +406,14 @@ def test_a_browser_gives_the_token_once(server: Running) -> None:
     assert server.http.post(f"/models/{MODEL}/3", content="action=reject&reason=r").status_code == 403, "the cookie has no name"
     server.http.cookies.set(access.COOKIE, access.cookie_of("another"))
     assert server.http.get("/", headers=PAGE).status_code == 303
+
+
+@pytest.mark.parametrize("fields", [21, 9_000])
+def test_a_form_is_small(home: Home, server: Running, fields: int) -> None:
+    """Parsing 31 MiB of fields took the loop, and so every client, 15 seconds: nobody needs a token for it."""
+    for path in ("/login", f"/models/{MODEL}/3", f"/models/{MODEL}"):
+        answer = server.http.post(path, content="a=&" * fields, headers=ADA)
+        assert answer.status_code == 413 and "\n" not in answer.text
 
 
 def test_pages_fetch_nothing_from_elsewhere_and_text_from_outside_is_escaped(home: Home, server: Running) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from remint.errors import IntegrityError, NotFoundError, RemintError
+from remint.errors import IntegrityError, LedgerError, NotFoundError, RemintError
 from remint.promotion import decide, queries, why
 from remint.promotion.page.write import NAME as REPORT
 from remint.records import MetricValue
@@ -64,23 +64,37 @@ class Registry:
         entry = self._entry(name, self.outlooks().get(name, Outlook()), books)
         if books is None:
             return History(entry, [], [], [])
-        rows = books[0].rows(name) if count is None else books[0].newest(name, count)
-        events = books[1].of(name)[::-1][:count]
+        rows: list[LedgerRow] = []
+        events: list[ServingEvent] = []
+        concerns = list(entry.concerns)
+        try:
+            rows = books[0].rows(name) if count is None else books[0].newest(name, count)
+        except LedgerError as error:
+            concerns.append(Concern("not readable", str(error)))
+        try:
+            events = books[1].of(name)[::-1][:count]
+        except LedgerError as error:
+            concerns.append(Concern("not readable", str(error)))
+        entry = replace(entry, concerns=list(dict.fromkeys(concerns)))
         return History(entry, open_tracking(self.home).versions(name, count), rows[::-1], events)
 
     def verify(self, name: str) -> Verification:
+        if self._books() is None:
+            return Verification(0, 0, [])  # to open a ledger for a decision would make one
         found = queries.history(self.home, name, verify=True)
         findings = [*found.findings, *open_serving_events(self.home, make=False).verify(name)]
         return Verification(len(found.rows), found.kept_hashes, findings)
 
     def story(self, name: str, version: int, against: int | None) -> Story:
+        last = open_ledger(self.home, make=False).last(name)  # first: a row that comes now makes a decision on the page fail
         found = open_tracking(self.home).version(f"{name}/{version}")
         if against is not None:
             open_tracking(self.home).version(f"{name}/{against}")
         answer, judged = why.explain(self.home, found, against), queries.kept_decision(self.home, found)
         return Story(
             version=found,
-            champion=open_ledger(self.home, make=False).champion(name),
+            champion=last.champion_after if last else None,
+            newest=last.hash if last else "",
             against=answer.former.version if answer.former else None,
             sections=[section for section in why.sections(answer) if section[0] not in ("Decisions", "Approved")],
             rules=[Rule(rule.rule.replace("_", " "), rule.passed, rule.reason) for rule in judged.rules] if judged else [],
@@ -96,14 +110,14 @@ class Registry:
             return open_tracking(self.home).attachment(found, REPORT, Path(folder)).read_bytes()
         return None
 
-    def promote(self, name: str, version: int, reason: str, against: str, who: str) -> LedgerRow:
-        return decide.promote(self.home, f"{name}/{version}", reason, decide.parse_against(against), who)
+    def promote(self, name: str, version: int, reason: str, against: str, who: str, newest: str) -> LedgerRow:
+        return decide.promote(self.home, f"{name}/{version}", reason, decide.parse_against(against), who, newest)
 
-    def reject(self, name: str, version: int, reason: str, who: str) -> LedgerRow:
-        return decide.reject(self.home, f"{name}/{version}", reason, who)
+    def reject(self, name: str, version: int, reason: str, who: str, newest: str) -> LedgerRow:
+        return decide.reject(self.home, f"{name}/{version}", reason, who, newest)
 
-    def rollback(self, name: str, reason: str, who: str) -> LedgerRow:
-        return decide.rollback(self.home, name, reason, who)
+    def rollback(self, name: str, reason: str, who: str, newest: str) -> LedgerRow:
+        return decide.rollback(self.home, name, reason, who, newest)
 
     def _books(self) -> Books | None:
         """Open the ledger and the serving events, which every look checks; None if there is no ledger yet."""

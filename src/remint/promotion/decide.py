@@ -30,21 +30,25 @@ Against = int | Literal["judged", "none"]  # judged: the champion that the versi
 def parse_against(text: str) -> Against:
     """Return the champion that a person expects, from text: "", none, 7 or NAME/7. Raises SettingsError."""
     number = text.rpartition("/")[2]
-    if number.isdecimal():
+    if number.isdecimal() and len(number) < 10:
         return int(number)
     if text in ("", "none"):
         return "none" if text else "judged"
-    raise SettingsError(f"--against {text}: expected the number of a version, or none")
+    raise SettingsError(f"--against {text[:50]}: expected the number of a version, or none")
 
 
-def promote(home: Home, ref: str, reason: str, against: Against = "judged", who: str | None = None) -> LedgerRow:
+def promote(
+    home: Home, ref: str, reason: str, against: Against = "judged", who: str | None = None, newest: str | None = None
+) -> LedgerRow:
     """Make a version the champion. Return the ledger row. ``who``: None is the user of this process.
 
-    Raises ChampionChanged if the champion is not ``against``, ApprovalExpired if the data changed since approval was
-    requested (an explicit ``against`` skips this check), IntegrityError if the bytes are missing or damaged, SettingsError
-    if the version is the champion already. Each error means that nothing was written.
+    ``newest``: hash of the ledger's newest row that the person saw; None: any. Raises DecidedMeanwhile if it is another one,
+    ChampionChanged if the champion is not ``against``, ApprovalExpired if the data changed since approval was requested (an
+    explicit ``against`` skips this check), IntegrityError if the bytes are missing or damaged, SettingsError if the version is
+    the champion already. Each error means that nothing was written.
     """
     version, book = current_version(home, ref), open_ledger(home)
+    book.check_seen(version.name, newest)
     rows, present = book.rows(version.name, version.version), book.champion(version.name)
     if version.version == present:
         raise SettingsError(f"{version.ref} is the champion already")
@@ -67,6 +71,7 @@ def promote(home: Home, ref: str, reason: str, against: Against = "judged", who:
             why=reason,
             evidence="",
             expected_champion=expected,
+            newest=newest,
         )
     except ChampionChanged:
         raise _changed(book, version, expected) from None
@@ -74,12 +79,13 @@ def promote(home: Home, ref: str, reason: str, against: Against = "judged", who:
     return row
 
 
-def reject(home: Home, ref: str, reason: str, who: str | None = None) -> LedgerRow:
+def reject(home: Home, ref: str, reason: str, who: str | None = None, newest: str | None = None) -> LedgerRow:
     """Reject a version against any champion. Return the ledger row. The gate alone never promotes the version again.
 
-    Raises SettingsError if it is the champion.
+    Raises SettingsError if it is the champion, and DecidedMeanwhile as ``promote`` does.
     """
     version, book = current_version(home, ref), open_ledger(home)
+    book.check_seen(version.name, newest)
     while True:
         present = book.champion(version.name)
         if version.version == present:
@@ -94,6 +100,7 @@ def reject(home: Home, ref: str, reason: str, who: str | None = None) -> LedgerR
                 why=reason,
                 evidence="",
                 expected_champion=present,
+                newest=newest,
             )
         except ChampionChanged:
             continue  # a rejection keeps the champion, so try again with the new one
@@ -101,15 +108,17 @@ def reject(home: Home, ref: str, reason: str, who: str | None = None) -> LedgerR
         return row
 
 
-def rollback(home: Home, name: str, reason: str, who: str | None = None) -> LedgerRow:
+def rollback(home: Home, name: str, reason: str, who: str | None = None, newest: str | None = None) -> LedgerRow:
     """Make the newest former champion that still loads the champion again. Return the ledger row.
 
     Champions that were rolled back or rejected since are skipped, and those with missing or damaged bytes: the row lists
     them with reasons. Raises NotFoundError if there is no former champion, IntegrityError if none can be restored,
-    ChampionChanged if the champion changed meanwhile. Each error means that nothing was written.
+    ChampionChanged if the champion changed meanwhile, DecidedMeanwhile as ``promote`` does. Each error means that nothing was
+    written.
     """
     sync_mlflow_to_ledger(home, name)
     book = open_ledger(home)
+    book.check_seen(name, newest)
     rows = book.rows(name)
     present = rows[-1].champion_after if rows else None
     if present is None:
@@ -134,6 +143,7 @@ def rollback(home: Home, name: str, reason: str, who: str | None = None) -> Ledg
             why="\n".join([reason, *(f"skipped: {each}" for each in skipped)]),
             evidence="",
             expected_champion=present,
+            newest=newest,
         )
     except ChampionChanged:
         now = _present_champion(book, name)

@@ -72,9 +72,9 @@ class Door:
                 return
             await self._refuse(send, 401, "this server needs a token: send the header Authorization: Bearer TOKEN")
             return
-        body = bytearray()
+        body, most = bytearray(), access.FORM_BYTES if access.is_open(scope["path"]) else self.limits.body_bytes
         try:
-            status, why = await self._read(receive, body)
+            status, why = await self._read(receive, body, most)
             if status == 200:
                 await self.app(scope, _whole(bytes(body), receive), send)
             elif status:
@@ -82,8 +82,8 @@ class Door:
         finally:
             self.held -= len(body)
 
-    async def _read(self, receive: Any, body: bytearray) -> tuple[int, str]:
-        """Read a body. Return 200, or status and reason if it is refused; 0 if the client went away."""
+    async def _read(self, receive: Any, body: bytearray, most: int) -> tuple[int, str]:
+        """Read a body of at most ``most`` bytes. Return 200, or status and reason if it is refused; 0 if the client went away."""
         latest = asyncio.get_running_loop().time() + self.limits.seconds
         while True:
             try:
@@ -96,8 +96,8 @@ class Door:
             part = message.get("body", b"")
             body += part
             self.held += len(part)
-            if len(body) > self.limits.body_bytes:
-                return 413, f"the body has more than {self.limits.body_bytes:,} bytes: send fewer examples"
+            if len(body) > most:
+                return 413, f"the body has more than {most:,} bytes: send less"
             if self.held > TOGETHER * self.limits.body_bytes:
                 return 429, f"all requests have {self.held:,} bytes at the moment: ask again later"
             if not message.get("more_body"):

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -36,6 +38,8 @@ SHOWN = 50  # versions and rows on a model's page
 STATIC = Path(__file__).parent / "static"
 KINDS = {".css": "text/css", ".js": "text/javascript"}
 LONGEST = 200  # characters of a person's name
+LONGEST_REASON = 2_000  # characters
+FIELDS = 20  # of a form
 
 # Nothing is fetched from elsewhere, no other page may show these in a frame, and a form sends to this server only.
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -57,8 +61,8 @@ class Console:
             "/": self.overview,
             "/models/{name}": self.model,
             "/models/{name}/playground": self.playground,
-            "/models/{name}/{version:int}": self.version,
-            "/models/{name}/{version:int}/report": self.report,
+            "/models/{name}/{version}": self.version,
+            "/models/{name}/{version}/report": self.report,
             "/challengers/{name}": self.challenger,
             access.LOGIN: self.login,
             "/static/{name}": self.static,
@@ -66,7 +70,7 @@ class Console:
         for path, page in pages.items():
             router.add_api_route(path, page, methods=["GET"])
         router.add_api_route("/models/{name}", self.roll_back, methods=["POST"])
-        router.add_api_route("/models/{name}/{version:int}", self.decide, methods=["POST"])
+        router.add_api_route("/models/{name}/{version}", self.decide, methods=["POST"])
         router.add_api_route(access.LOGIN, self.log_in, methods=["POST"])
         router.add_api_route("/challengers/{name}:{method}", self.ask_challenger, methods=["POST"])
         return router
@@ -87,19 +91,20 @@ class Console:
 
         return self._page(request, "model.html", content, problem)
 
-    def version(self, request: Request, name: str, version: int, against: int | None = None) -> Response:
+    def version(self, request: Request, name: str, version: str, against: str = "") -> Response:
         return self._version(request, name, version, against)
 
     def _version(
-        self, request: Request, name: str, version: int, against: int | None = None, problem: RemintError | None = None
+        self, request: Request, name: str, version: str, against: str = "", problem: RemintError | None = None
     ) -> Response:
-        return self._page(
-            request, "version.html", lambda: {"story": self.source.story(name, version, against), "asked": against}, problem
-        )
+        def content() -> dict[str, Any]:
+            return {"story": self.source.story(name, _number(version), _number(against) if against else None)}
 
-    def report(self, request: Request, name: str, version: int) -> Response:
+        return self._page(request, "version.html", content, problem)
+
+    def report(self, request: Request, name: str, version: str) -> Response:
         try:
-            page = self.source.report(name, version)
+            page = self.source.report(name, _number(version))
         except RemintError as error:
             return self._problem(request, error)
         if page is None:
@@ -130,20 +135,23 @@ class Console:
         return await self._decided(
             request,
             f"/models/{name}#decisions",
-            lambda form, who: self.source.rollback(name, form["reason"], who),
+            lambda form, who: self.source.rollback(name, form["reason"], who, form["newest"]),
             lambda error: self._model(request, name, problem=error),
         )
 
-    async def decide(self, request: Request, name: str, version: int) -> Response:
+    async def decide(self, request: Request, name: str, version: str) -> Response:
         def act(form: dict[str, str], who: str) -> Any:
             if form.get("action") == "promote":
-                return self.source.promote(name, version, form["reason"], form.get("against", ""), who)
+                return self.source.promote(name, _number(version), form["reason"], form.get("against", ""), who, form["newest"])
             if form.get("action") == "reject":
-                return self.source.reject(name, version, form["reason"], who)
+                return self.source.reject(name, _number(version), form["reason"], who, form["newest"])
             raise SettingsError("expected the action promote or reject")
 
         return await self._decided(
-            request, f"/models/{name}/{version}#decisions", act, lambda error: self._version(request, name, version, None, error)
+            request,
+            f"/models/{name}/{version}#decisions",
+            act,
+            lambda error: self._version(request, name, version, problem=error),
         )
 
     async def _decided(
@@ -153,11 +161,13 @@ class Console:
         who = self._person(request)
         if not who:
             return self._problem(request, UserError("a decision needs a person's name, and this request has none"), 403)
-        form = {"reason": "", **_form(await request.body())}
+        form = {"reason": "", "newest": "", **await _form(request)}
         form["reason"] = form["reason"].strip()
         try:
             if not form["reason"]:
                 raise SettingsError("a decision needs a reason, which the ledger keeps")
+            if len(form["reason"]) > LONGEST_REASON:
+                raise SettingsError(f"a reason has at most {LONGEST_REASON:,} characters")
             await asyncio.to_thread(act, form, f"{who} via console")
         except RemintError as error:
             return await asyncio.to_thread(again, error)
@@ -167,7 +177,7 @@ class Console:
         return self._page(request, "login.html", lambda: {"wrong": False})
 
     async def log_in(self, request: Request) -> Response:
-        given = _form(await request.body()).get("token", "")
+        given = (await _form(request)).get("token", "")
         if self.token is None or not hmac.compare_digest(given.encode(), self.token.encode()):
             return HTMLResponse(render("login.html", wrong=True, person=""), 401, headers=_headers())
         response = RedirectResponse("/", 303)
@@ -176,8 +186,8 @@ class Console:
         return response
 
     def static(self, name: str) -> Response:
-        path = STATIC / name
-        if path.suffix not in KINDS or not path.is_file():
+        path = next((each for each in STATIC.iterdir() if each.name == name and each.suffix in KINDS), None)
+        if path is None:
             raise HTTPException(404, "no such file")
         return Response(path.read_bytes(), media_type=KINDS[path.suffix], headers={"cache-control": "no-cache"})
 
@@ -219,9 +229,20 @@ def _headers() -> dict[str, str]:
     return {**HEADERS, "content-security-policy": POLICY}
 
 
-def _form(body: bytes) -> dict[str, str]:
+async def _form(request: Request) -> dict[str, str]:
     """Return the fields of a form, which a browser sends as application/x-www-form-urlencoded."""
-    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+    body = await request.body()
+    if len(body) <= access.FORM_BYTES:
+        with suppress(ValueError):  # more fields
+            return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=FIELDS))
+    raise HTTPException(413, f"a form has at most {access.FORM_BYTES:,} bytes and {FIELDS} fields")
+
+
+def _number(text: str) -> int:
+    """Return the number of a version. Raises NotFoundError for a text that is none."""
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise NotFoundError(f"there is no version '{text[:20]}': expected its number")
+    return int(text)
 
 
 def _status(error: RemintError) -> int:

@@ -94,6 +94,7 @@ class Story:
 
     version: ModelVersion
     champion: int | None
+    newest: str  # hash of the model's newest row; "": there is none
     against: int | None  # version that the sections compare it with
     sections: Sequence[Section]
     rules: Sequence[Rule]
@@ -127,14 +128,17 @@ class Source(Protocol):
         """Return the report page of a version; None if there is none."""
         ...
 
-    def promote(self, name: str, version: int, reason: str, against: str, who: str) -> LedgerRow:
-        """Promote a version by hand. ``against``: "" for the champion that it was judged against, a number, or "none"."""
+    def promote(self, name: str, version: int, reason: str, against: str, who: str, newest: str) -> LedgerRow:
+        """Promote a version by hand. ``against``: "" for the champion that it was judged against, a number, or "none".
+
+        ``newest``, here and below: hash of the ledger's newest row that the person saw. Raises DecidedMeanwhile if it is not.
+        """
         ...
 
-    def reject(self, name: str, version: int, reason: str, who: str) -> LedgerRow:
+    def reject(self, name: str, version: int, reason: str, who: str, newest: str) -> LedgerRow:
         """Reject a version by hand."""
         ...
 
-    def rollback(self, name: str, reason: str, who: str) -> LedgerRow:
+    def rollback(self, name: str, reason: str, who: str, newest: str) -> LedgerRow:
         """Make the champion before the present one the champion again."""
         ...

@@ -16,14 +16,13 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from pydantic import ValidationError
 
-from remint.errors import ChampionChanged, LedgerError
-from remint.records import digest
+from remint.errors import ChampionChanged, DecidedMeanwhile
 from remint.stores.ledger import collected
 from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.schema import ledger as _rows
 from remint.stores.ledger.schema import open_database
+from remint.stores.ledger.stored import checked, moved_or_changed, row_digest, unchanged
 
 CHAMPION_ACTIONS = frozenset({"promoted", "rolled_back"})  # all other rows leave the champion as it is
 VETOES = frozenset({"rejected", "rolled_back"})  # actions by which a person vetoes a version until it is promoted again
@@ -50,6 +49,7 @@ class Ledger:
         evidence: str,  # digest of the decision's evidence; "" for a person's act
         decision: str = "",  # digest of the Decision; "" for a person's act
         expected_champion: int | None,  # champion that the decision was made against
+        newest: str | None = None,  # hash of the model's newest row that a person saw, "" if there was none; None: any
         settles: str | None = None,  # hash of the newest row about the version, if the decision follows from that row
         at: datetime | None = None,  # None: now
     ) -> LedgerRow:
@@ -57,6 +57,7 @@ class Ledger:
 
         Raises ChampionChanged, which names the present champion, if it is not, or if the gate would promote a version that a
         person has vetoed meanwhile, or if ``settles`` is no longer the newest row: nothing was written then, decide again.
+        Raises DecidedMeanwhile if ``newest`` is not the newest row: nothing was written then either.
         Raises NotFoundError if remint gc removed the new champion, ValueError if ``champion_after`` does not follow from the
         action.
         """
@@ -76,6 +77,7 @@ class Ledger:
                 if attempted and last is not None and entry.items() <= last.to_json().items():
                     return last  # the first commit succeeded, only its reply was lost
                 attempted = True
+                _refuse_unseen(model, last, newest)
                 if action in CHAMPION_ACTIONS and champion_after is not None:
                     collected.refuse(connection, model, champion_after)
                 if evidence and action in ("promoted", "awaiting_approval", "awaiting_shadow"):
@@ -93,13 +95,13 @@ class Ledger:
 
         Raises LedgerError if a row is damaged.
         """
-        return [_row(fields) for fields in self._read(_of(model, version).order_by(_rows.c.model, _rows.c.sequence))]
+        return [checked(fields) for fields in self._read(_of(model, version).order_by(_rows.c.model, _rows.c.sequence))]
 
     def about(self, model: str, version: int) -> list[LedgerRow]:
         """Return the rows about one version, and the rollbacks to it, oldest first."""
         back = sa.and_(_rows.c.action == "rolled_back", _rows.c.champion_after == version)
         query = _of(model).where(sa.or_(_rows.c.version == version, back)).order_by(_rows.c.sequence)
-        return [_row(fields) for fields in self._read(query)]
+        return [checked(fields) for fields in self._read(query)]
 
     def raw(self, model: str) -> list[dict[str, Any]]:
         """Return the rows of one model as they are stored, unchecked, oldest first."""
@@ -108,12 +110,12 @@ class Ledger:
     def newest(self, model: str, count: int) -> list[LedgerRow]:
         """Return the last rows of one model, at most ``count``, oldest first."""
         found = self._read(_of(model).order_by(_rows.c.sequence.desc()).limit(count))
-        return [_row(fields) for fields in reversed(found)]
+        return [checked(fields) for fields in reversed(found)]
 
     def since(self, model: str, sequence: int) -> list[LedgerRow]:
         """Return the rows of one model from ``sequence`` on, oldest first."""
         query = _of(model).where(_rows.c.sequence >= sequence).order_by(_rows.c.sequence)
-        return [_row(fields) for fields in self._read(query)]
+        return [checked(fields) for fields in self._read(query)]
 
     def models(self) -> list[str]:
         """Return the models that have rows."""
@@ -122,7 +124,7 @@ class Ledger:
     def last(self, model: str) -> LedgerRow | None:
         """Return the model's newest row, None if there is none. Raises LedgerError if that row was changed."""
         found = self._read(_of(model).order_by(_rows.c.sequence.desc()).limit(1))
-        return _unchanged(found[0]) if found else None
+        return unchanged(found[0]) if found else None
 
     def champion(self, model: str) -> int | None:
         """Return the champion's version number, None if there is no champion."""
@@ -135,18 +137,22 @@ class Ledger:
         of_version = (later.c.model == _rows.c.model, later.c.version == _rows.c.version)
         decided = sa.exists().where(*of_version, later.c.sequence > _rows.c.sequence)
         asked = _of(model).where(_rows.c.action == "awaiting_shadow", _rows.c.champion_before == self.champion(model), ~decided)
-        return next((_unchanged(fields) for fields in self._read(asked.order_by(_rows.c.sequence.desc()).limit(1))), None)
+        return next((unchanged(fields) for fields in self._read(asked.order_by(_rows.c.sequence.desc()).limit(1))), None)
 
     def made_champion(self, model: str) -> LedgerRow | None:
         """Return the row that made the present champion; None if there is none."""
         query = _of(model).where(_rows.c.action.in_(CHAMPION_ACTIONS)).order_by(_rows.c.sequence.desc()).limit(1)
         found = self._read(query)
-        return _row(found[0]) if found else None
+        return checked(found[0]) if found else None
 
     def head(self, model: str) -> str:
         """Return the hash of the model's last row, "" if there is none."""
         last = self.last(model)
         return last.hash if last else ""
+
+    def check_seen(self, model: str, newest: str | None) -> None:
+        """Raise DecidedMeanwhile if ``newest``, the hash of the newest row that a person saw, is not the newest row's."""
+        _refuse_unseen(model, self.last(model), newest)
 
     def verify(self, model: str, known: Collection[str] = ()) -> list[str]:
         """Return the faults of one model's chain, one line each; an empty list if it is intact.
@@ -164,8 +170,8 @@ class Ledger:
                 findings.append(f"{model}: {gone} removed")
             elif row["previous"] != previous and not findings:
                 findings.append(f"{name} does not follow row {expected - 1}: one of them was replaced")
-            if _digest(row) != row["hash"]:
-                findings.append(f"{name} " + _moved_or_changed(row, rows))
+            if row_digest(row) != row["hash"]:
+                findings.append(f"{name} " + moved_or_changed(row, rows))
             elif row["sequence"] == expected and row["champion_before"] != champion:
                 findings.append(f"{name} starts from champion {row['champion_before']}, but the row before left {champion}")
             previous, champion, expected = row["hash"], row["champion_after"], row["sequence"] + 1
@@ -187,7 +193,7 @@ class Ledger:
     @staticmethod
     def _last(connection: sa.Connection, model: str) -> LedgerRow | None:
         fields = connection.execute(_of(model).order_by(_rows.c.sequence.desc()).limit(1)).mappings().first()
-        return _unchanged(dict(fields)) if fields else None
+        return unchanged(dict(fields)) if fields else None
 
 
 def projection(rows: Sequence[LedgerRow]) -> dict[str, int | None]:
@@ -221,9 +227,16 @@ def describe(row: LedgerRow) -> str:
     return f"{row.model}/{row.version} was {row.action.replace('_', ' ')} on {row.at[:10]} by {row.who}{why}"
 
 
+def _refuse_unseen(model: str, last: LedgerRow | None, newest: str | None) -> None:
+    if newest is None or newest == (last.hash if last else ""):
+        return
+    found = describe(last) if last else f"the ledger has no row of {model}"
+    raise DecidedMeanwhile(f"{found}. It was decided meanwhile: reload the page. Nothing was written")
+
+
 def _refuse_vetoed(connection: sa.Connection, model: str, version: int) -> None:
     query = _of(model, version).where(_rows.c.action.in_([*VETOES, "promoted"])).order_by(_rows.c.sequence)
-    row = veto([_row(dict(fields)) for fields in connection.execute(query).mappings()])
+    row = veto([checked(dict(fields)) for fields in connection.execute(query).mappings()])
     if row is not None:
         raise ChampionChanged(f"{describe(row)}: nothing was written; decide again")
 
@@ -232,7 +245,7 @@ def _refuse_settled(connection: sa.Connection, model: str, version: int, settles
     query = _of(model, version).order_by(_rows.c.sequence.desc()).limit(1)
     newest = connection.execute(query).mappings().one()
     if newest["hash"] != settles:
-        raise ChampionChanged(f"{describe(_row(dict(newest)))}: nothing was written; it was decided already")
+        raise ChampionChanged(f"{describe(checked(dict(newest)))}: nothing was written; it was decided already")
 
 
 def _of(model: str | None, version: int | None = None) -> sa.Select[Any]:
@@ -257,43 +270,4 @@ def _following(last: LedgerRow | None, entry: dict[str, Any], expected: int | No
         "champion_after": champion_after,
         "previous": last.hash if last else "",
     }
-    return LedgerRow(**fields, hash=_digest(fields))
-
-
-def _digest(row: dict[str, Any]) -> str:
-    """Return the hash of a row's content; "" for content that remint never writes (SQLite accepts bytes as text).
-
-    A row without a Decision's digest is hashed without that field, as in schema version 1: so older rows still verify.
-    """
-    try:
-        return digest({key: value for key, value in row.items() if key != "hash" and (key != "decision" or value)})
-    except (TypeError, ValueError):
-        return ""
-
-
-def _row(fields: dict[str, Any]) -> LedgerRow:
-    try:
-        return LedgerRow.model_validate(fields)
-    except ValidationError as error:
-        raise LedgerError(
-            f"row {fields['sequence']} of {fields['model']} in the ledger is damaged: "
-            f"run remint history {fields['model']} --verify"
-        ) from error
-
-
-def _unchanged(fields: dict[str, Any]) -> LedgerRow:
-    """Return a row whose hash is right: an edited row must not make a champion. Raises LedgerError if it was changed."""
-    if _digest(fields) != fields["hash"]:
-        raise LedgerError(
-            f"row {fields['sequence']} of {fields['model']} in the ledger was changed outside remint, and it is not used: "
-            f"run remint history {fields['model']} --verify"
-        )
-    return _row(fields)
-
-
-def _moved_or_changed(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Describe a row whose hash does not match its content."""
-    for other in rows:
-        if other is not row and _digest({**row, "sequence": other["sequence"]}) == row["hash"]:
-            return f"was written as row {other['sequence']}: the rows were reordered"
-    return "was changed: its hash does not match its content"
+    return LedgerRow(**fields, hash=row_digest(fields))

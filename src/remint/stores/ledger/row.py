@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from remint.records import Record
+
+
+def _moment(text: str) -> str:
+    """Return a time as it is. Raises ValueError if it is none, or if it has no zone: no age could be told."""
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError(f"{text} has no zone")
+        moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text} is out of range") from error
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_moment)]  # ISO 8601, UTC
 
 
 class LedgerRow(Record):
@@ -19,7 +37,7 @@ class LedgerRow(Record):
     who: str
     why: str
     evidence: str  # digest of the basis of the decision, "" for a person's act
-    at: str  # ISO 8601, UTC
+    at: Moment
     previous: str  # hash of the row before, "" for the first
     hash: str
     decision: str = ""  # digest of the Decision; "" for a person's act, and in rows of older versions of remint

@@ -13,9 +13,11 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from remint.errors import LedgerError
-from remint.records import Record, digest
+from remint.records import Record
+from remint.stores.ledger.row import Moment
 from remint.stores.ledger.schema import open_database
 from remint.stores.ledger.schema import serving_events as _rows
+from remint.stores.ledger.stored import row_digest
 
 # loaded: the first version of a server; shadowed: it answers copies of requests; refused: the former version goes on
 Event = Literal["loaded", "switched", "shadowed", "refused"]
@@ -30,7 +32,7 @@ class ServingEvent(Record):
     version: int
     host: str
     why: str
-    at: str  # ISO 8601, UTC
+    at: Moment
     previous: str  # hash of the row before, "" for the first
     hash: str
 
@@ -59,7 +61,7 @@ class ServingEvents:
                     "at": (at or datetime.now(UTC)).isoformat(timespec="microseconds"),
                     "previous": last["hash"] if last else "",
                 }
-                fields["hash"] = digest(fields)
+                fields["hash"] = row_digest(fields)
                 connection.execute(_rows.insert().values(**fields))
                 return _event(fields)
 
@@ -94,8 +96,7 @@ class ServingEvents:
         """Return a line for each row that was changed, removed or moved; [] if the chain is intact."""
         findings, previous = [], ""
         for place, row in enumerate(self._read(_of(model)), 1):
-            content = {key: value for key, value in row.items() if key != "hash"}
-            if digest(content) != row["hash"] or row["previous"] != previous or row["sequence"] != place:
+            if row_digest(row) != row["hash"] or row["previous"] != previous or row["sequence"] != place:
                 findings.append(f"{model}: serving event {row['sequence']} was changed, or a row before it was removed")
             previous = row["hash"]
         return findings

@@ -41,6 +41,7 @@ async function show(place, method, body, draw, options) {
     const caption = element("figcaption", { textContent: `${side.name} ${side.ref}` });
     try {
       const said = await ask(side, method, body, options);
+      caption.textContent = `${side.name} ${said.model}/${said.version}`;  // it may have been switched
       return element("figure", {}, caption, draw(said, side));
     } catch (error) {
       return element("figure", {}, caption, element("p", { className: "problem", textContent: error.message }));
