@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -36,6 +37,14 @@ def serving(trained_team: Team) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_taken_port_is_told_before_a_model_is_loaded(trained_team: Team) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        done = trained_team.remint("serve", "digits-vae", "--port", str(port), status=2, new=True)
+    line = f"error: cannot listen at 127.0.0.1, port {port}: Address already in use. Give another --host or --port\n"
+    assert done.stderr == line and done.stdout == ""
 
 
 def test_a_server_answers_and_drains(trained_team: Team, serving: tuple[str, subprocess.Popen[str]], tmp_path: object) -> None:

@@ -51,6 +51,7 @@ def serve(
     from remint.serving.app import cluster, run
     from remint.serving.app.limits import Limits
 
+    run.check_port(host, port)
     limits, token = Limits(body << 20, examples, waiting, seconds), os.environ.get("REMINT_SERVE_TOKEN")
     refs, shadow = names or list(params.pipelines), partial(settings_of, home)
     if engine == Engine.ray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,19 @@ def check(
     if host not in LOOPBACK and token is None:
         tell(f"anybody who reaches {host} can ask this server: set REMINT_SERVE_TOKEN, or put a proxy with a login before it")
     return names
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise SettingsError if this process cannot listen there: it would load all models first, and record so."""
+    try:
+        for family, kind, number, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+            with socket.socket(family, kind, number) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise SettingsError(f"cannot listen at {host}, port {port}: {error.strerror}. Give another --host or --port") from None
 
 
 def build(
