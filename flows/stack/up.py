@@ -1,7 +1,7 @@
 """Local stack in one terminal: Prefect server, MLflow server, worker and console, from the Procfile.
 
 The worker is stopped first: its flows get time to finish and report their state to the servers. When it is gone, honcho stops
-the servers.
+the servers. The console has a honcho of its own: nothing else needs it, so it is started again if it ends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from flows.server import server
 from flows.stack import ports
 from remint.errors import SettingsError
 from remint.runtime.home import Home
+from remint.serving.app import access
 
+EVERY = 2.0  # seconds between two looks at the console
 HONCHO = """
 import sys
 from honcho.command import main
@@ -34,10 +36,11 @@ def up(home: Home) -> int:
     """Run the Procfile until Ctrl-C. Return its exit status. Other commands find the stack by HOME/stack.json.
 
     If MLFLOW_TRACKING_URI names a server, that one is used, and no MLflow server is started. Raises OrchestrationError if a port
-    is taken, before anything starts.
+    is taken, SettingsError if the console would refuse its settings, before anything starts.
     """
     if server.stack(home):
         raise SettingsError(f"the local stack of {home.path} is up already ({home.path}/stack.json holds its addresses)")
+    access.check(os.environ.get("REMINT_SERVE_TOKEN"), os.environ.get("REMINT_SERVE_PERSON"))
     prefect_port, mlflow_port = ports.port_of("prefect"), ports.port_of("mlflow")
     addresses, needed = {"prefect": f"http://127.0.0.1:{prefect_port}/api"}, {"prefect": prefect_port}
     if not home.tracking_uri.startswith("http"):
@@ -66,12 +69,12 @@ def up(home: Home) -> int:
     }
     note = home.path / "stack.json"
     note.write_text(json.dumps(addresses) + "\n")
-    stack = subprocess.Popen(
-        [sys.executable, "-c", HONCHO, *addresses, "worker", "console"],
-        cwd=home.repository,
-        env=environment,
-        start_new_session=True,
-    )
+
+    def start(*names: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", HONCHO, *names]
+        return subprocess.Popen(command, cwd=home.repository, env=environment, start_new_session=True)
+
+    stack, console = start(*addresses, "worker"), start("console")
     asked = 0
 
     def stop(_sign: int, _frame: object) -> None:
@@ -86,9 +89,15 @@ def up(home: Home) -> int:
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, stop)
     try:
-        stack.wait()  # its status may be 0: honcho stops the others if one part ends, with whatever status
-        return 0 if asked else 1
+        while stack.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                stack.wait(EVERY)
+            if console.poll() is not None and not asked:
+                console = start("console")
+        return 0 if asked else 1  # honcho stops the others if one part ends, and its status may be 0 then
     finally:
+        console.terminate()
+        console.wait()
         note.unlink(missing_ok=True)
 
 

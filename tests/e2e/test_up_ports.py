@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -15,7 +16,7 @@ from flows.stack import ports
 from remint.errors import OrchestrationError, SettingsError
 from remint.runtime.retry import wait_until
 from tests.support.ports import free_port
-from tests.support.processes import command_line
+from tests.support.processes import command_line, ends_within
 from tests.support.team import Team
 
 VARIABLES = {"Prefect": "REMINT_PREFECT_PORT", "MLflow": "REMINT_MLFLOW_PORT", "the console": "REMINT_CONSOLE_PORT"}
@@ -100,3 +101,40 @@ def test_a_port_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch,
 def test_one_port_for_two_servers_is_refused() -> None:
     with pytest.raises(SettingsError, match="^REMINT_PREFECT_PORT and REMINT_CONSOLE_PORT are the same port, 4200"):
         ports.check_free({"prefect": 4200, "mlflow": 5000, "console": 4200})
+
+
+def test_settings_that_the_console_refuses_start_nothing(new_team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"REMINT_SERVE_PERSON": "X-Remote-User", **{name: str(free_port()) for name in VARIABLES.values()}}
+    monkeypatch.setattr(Team, "environment", lambda self, before=Team.environment: {**before(self), **given})
+    done = new_team.remint("up", status=2, new=True)
+    assert done.stderr.startswith("error: REMINT_SERVE_PERSON names the header X-Remote-User") and done.stderr.count("\n") == 1
+    assert "REMINT_SERVE_TOKEN" in done.stderr and not (new_team.folder / ".remint/stack.json").exists()
+
+
+@pytest.mark.soak
+def test_a_console_that_is_killed_is_started_again_and_nothing_else_ends(new_team: Team, tmp_path: Path) -> None:
+    log, variables = tmp_path / "log", {name: str(free_port()) for name in VARIABLES.values()}
+    port = variables["REMINT_CONSOLE_PORT"]
+    up = new_team.start("up", log=log, **variables)
+
+    def parts(*words: str) -> list[psutil.Process]:
+        found = psutil.Process(up.pid).children(recursive=True)
+        return [each for each in found if command_line(each)[1:] == ["-m", *words]]
+
+    def answers() -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        return False
+
+    try:
+        assert wait_until(lambda: answers() and "Worker 'local' started" in log.read_text(), 90, every=0.2), log.read_text()
+        (worker,), (console,) = parts("flows.stack.worker"), parts("flows.stack.console", port)
+        console.kill()
+        assert wait_until(lambda: answers() and parts("flows.stack.console", port) != [console], 60, every=0.2), log.read_text()
+        assert up.poll() is None and parts("flows.stack.worker") == [worker]
+        assert (new_team.folder / ".remint/stack.json").exists()
+        children = psutil.Process(up.pid).children(recursive=True)
+    finally:
+        up.terminate()
+        assert up.wait(timeout=60) == 0, log.read_text()
+    assert all(ends_within(each.pid) for each in children)
