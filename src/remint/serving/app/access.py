@@ -19,7 +19,7 @@ LOGIN = "/login"
 COOKIE = "remint"
 OPEN_PATHS = ("/healthz", "/readyz", LOGIN)  # without a token: probes of an orchestrator, and the way to give it
 OPEN_FOLDER = "/static/"  # styles and scripts of the login page
-FORM_BYTES = 16 << 10  # of a form, and of any body without a token
+FORM_BYTES = 32 << 10  # of a form, and of any body without a token; 2,000 characters may be 18,000 bytes
 SAFE = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 
 Headers = Mapping[bytes, bytes]  # names in lower case
