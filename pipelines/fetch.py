@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from remint.data.blocks import size_of
-from remint.errors import ResourceError, VersioningError
+from remint.errors import ResourceError
 from remint.runtime.events import run_step
 from remint.runtime.home import Home
 from remint.runtime.locks import locked
@@ -35,10 +35,6 @@ def main(dataset: str) -> None:
             home = Home.of(here)
             workspace = Workspace(here, home, home.path / "logs", home.path / "scratch", git=False)
             found = workspace.fetch_output(here / "dvc.lock", f"prepare@{dataset}")
-            if md5_on_disk(found) != md5:
-                raise VersioningError(
-                    f"the DVC remote has no intact copy of prepare@{dataset}: run dvc push where it was prepared"
-                )
             _make_room(cache, _bytes(found))
             shutil.rmtree(kept.with_name(f".{md5}"), ignore_errors=True)  # left by a killed process
             shutil.copytree(found, kept.with_name(f".{md5}"))
