@@ -21,7 +21,7 @@ from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.serving.console.source import Concern, Entry, History, Night, Outlook, Rule, Story, Verification
 from remint.settings.params import Params
-from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.chain import Ledger, awaiting
 from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.serving_events import ServingEvent, ServingEvents
 from remint.stores.open import open_ledger, open_serving_events, open_tracking
@@ -190,17 +190,16 @@ class Registry:
     def _concerns(self, name: str, rows: Sequence[LedgerRow], events: Sequence[ServingEvent]) -> list[Concern]:
         if not rows:
             return []
-        champion, newest = rows[-1].champion_after, {row.version: row for row in rows}
+        champion, in_shadow = rows[-1].champion_after, {row.version for row in awaiting(rows, "awaiting_shadow")}
         found = [
             Concern("awaits approval", f"it has waited for a decision since {row.at[:10]}", row.version)
-            for row in newest.values()
-            if row.action == "awaiting_approval" and row.champion_before == champion
+            for row in awaiting(rows, "awaiting_approval")
         ]
         for event in events:
-            about, row = f"{name}/{event.version}", newest.get(event.version)
+            about = f"{name}/{event.version}"
             if event.event == "refused" and event.version == champion:
                 found.append(Concern("not served", f"{event.host} does not serve {about}: {event.why}", champion))
-            elif event.event == "refused" and row and row.action == "awaiting_shadow" and row.champion_before == champion:
+            elif event.event == "refused" and event.version in in_shadow:
                 found.append(Concern("not asked", f"{event.host} refused {about} {event.why}", event.version))
         judged = next((row for row in reversed(rows) if row.evidence), None)
         if judged is not None and judged.version != champion:

@@ -66,10 +66,8 @@ def folder(home: Home) -> Iterator[Path]:
     """Yield a temporary folder in which dvc has the addresses of a job's workspace."""
     with scratch.folder() as place:
         (place / ".dvc").mkdir()
-        settings = read_config(home.repository / ".dvc" / "config")
-        settings.merge({"core": {"no_scm": "true"}})  # this folder is in no git repository
-        write_config(settings, place / ".dvc" / "config")
-        addresses(home, place)
+        write_config(read_config(home.repository / ".dvc" / "config"), place / ".dvc" / "config")
+        addresses(home, place, git=False)
         yield place
 
 
