@@ -5,16 +5,18 @@ Pure: equal stories give equal pages. All text from outside (names of columns an
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from remint.promotion.page import lineage, pictures, sections
-from remint.promotion.page.environment import environment
 from remint.promotion.page.story import Story
+from remint.runtime.templates import environment
 
 
 def render(story: Story) -> str:
     """Return the page of one decision."""
     shown = {name: pictures.png(data) for name, data in story.pictures.items()}
     page = (
-        environment()
+        environment(Path(__file__).parent)
         .get_template("page.html")
         .render(
             story=story,

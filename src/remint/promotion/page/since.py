@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from remint.promotion.page import words
-from remint.promotion.page.environment import environment
 from remint.promotion.shadow_report import REPORT, ShadowReport
+from remint.runtime.templates import environment
 from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.serving_events import ServingEvent
 
@@ -25,7 +25,7 @@ def refresh(page: Path, rows: Sequence[LedgerRow], events: Sequence[ServingEvent
     """
     if not page.exists() or (place := PLACE.search(before := page.read_text())) is None:
         return
-    shadow, template = page.with_name(REPORT), environment().get_template("since.html")
+    shadow, template = page.with_name(REPORT), environment(Path(__file__).parent).get_template("since.html")
     part = template.render(
         decisions=[row for row in rows if row.sequence > int(place[1])],
         shadow=ShadowReport.read(shadow) if shadow.exists() else None,

@@ -6,19 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from remint.runtime.templates import environment
 from remint.serving.console import chart
 
 UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60))
 
-_environment = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_environment = environment(Path(__file__).parent / "templates")
 
 
 def render(template: str, **content: Any) -> str:

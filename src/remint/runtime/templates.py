@@ -1,4 +1,4 @@
-"""Templates of the page. All text from outside is escaped."""
+"""Templates of HTML pages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 @cache
-def environment() -> Environment:
-    """Return the environment of the templates in this folder."""
+def environment(folder: Path) -> Environment:
+    """Return the environment of the templates in a folder. All text from outside is escaped."""
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
