@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,6 +13,15 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0)]
 LONGEST_COMPARED = 200  # characters of a name to compare with others: the time is quadratic in the length
+
+
+SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def seconds_of(duration: str, units: str) -> int | None:
+    """Return a duration, such as 90m or 2d, in seconds; None if it is none in these ``units``."""
+    found = re.fullmatch(rf"([1-9]\d{{0,4}})([{units}])", duration)
+    return int(found[1]) * SECONDS[found[2]] if found else None
 
 
 class Settings(BaseModel):

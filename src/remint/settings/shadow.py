@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from remint.settings.base import Settings
+from remint.settings.base import Settings, seconds_of
 from remint.settings.judging import PromotionSettings
 
-DURATION = re.compile(r"([1-9]\d{0,4})([smhdw])")
-SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+UNITS = "smhdw"  # of the deadline
 LEVEL = 0.05  # error level of the intervals
-MOST_ANSWERS = 100_000  # as serving.answers allows
+MOST_ANSWERS = 100_000  # as serving.answers allows: the settings page shows the number
 
 
 class ServingSettings(Settings):
@@ -28,7 +26,7 @@ class ServingSettings(Settings):
     @field_validator("deadline")
     @classmethod
     def _check_deadline(cls, deadline: str) -> str:
-        if not DURATION.fullmatch(deadline):
+        if seconds_of(deadline, UNITS) is None:
             raise ValueError(f"expected a duration, such as 90m, 12h or 2d, not {deadline[:100]!r}")
         return deadline
 
@@ -41,9 +39,9 @@ class ServingSettings(Settings):
     @property
     def seconds(self) -> int:
         """Seconds until the deadline."""
-        found = DURATION.fullmatch(self.deadline)
-        assert found is not None, "it was checked"
-        return int(found[1]) * SECONDS[found[2]]
+        seconds = seconds_of(self.deadline, UNITS)
+        assert seconds is not None, "it was checked"
+        return seconds
 
     def check(self, promotion: PromotionSettings) -> None:
         """Raise ValueError if a requirement on the shadow can never hold."""

@@ -7,11 +7,9 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field, field_validator, model_validator
 
-from remint.settings.base import Settings
+from remint.settings.base import SECONDS, Settings, seconds_of
 
-DURATION = re.compile(r"([1-9]\d{0,4})([hdw])")  # of split.held_out, with split.time
 PART = re.compile(r"[\w-]+")  # of a source, in split.held_out; the path of a source has a dot, a slash or a colon
-HOURS = {"h": 1, "d": 24, "w": 168}
 
 
 def is_source(held_out: Any) -> TypeGuard[str]:
@@ -95,5 +93,5 @@ class SplitSettings(Settings):
     @property
     def newest_hours(self) -> int | None:
         """Duration of ``held_out`` in hours; None: it is a share."""
-        duration = DURATION.fullmatch(self.held_out) if isinstance(self.held_out, str) else None
-        return int(duration[1]) * HOURS[duration[2]] if duration else None
+        seconds = seconds_of(self.held_out, "hdw") if isinstance(self.held_out, str) else None
+        return None if seconds is None else seconds // SECONDS["h"]
