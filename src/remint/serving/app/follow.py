@@ -153,7 +153,7 @@ class Follower:
             self._record(slot.name, version.version, "refused", str(error))
             return
         self.refused.pop(name, None)
-        slot.version = Version(served, version.version, datetime.now(UTC).isoformat(timespec="seconds"), self._decision(version))
+        slot.version = Version.from_now(served, version.version, self._decision(version))
         self.switches += present is not None
         self._record(slot.name, version.version, "switched" if present else "loaded", checked)
 
@@ -187,7 +187,7 @@ class Follower:
                 self._record(row.model, row.version, "refused", why)
             return
         self.shadows_refused.pop(slot.name, None)
-        about = Version(served, version.version, datetime.now(UTC).isoformat(timespec="seconds"), describe(row))
+        about = Version.from_now(served, version.version, describe(row))
         slot.shadow = Shadow(about, row.hash, slot.version.number, settings, lambda: slot.idle)
         self._record(row.model, row.version, "shadowed", checked)
 

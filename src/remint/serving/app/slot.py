@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from remint.errors import RunError
 from remint.serving.app.answers import Answer, Request, answer
@@ -31,6 +32,11 @@ class Version:
     number: int
     since: str  # ISO 8601, UTC
     decision: str  # the ledger's row in a sentence
+
+    @classmethod
+    def from_now(cls, served: ServedModel, number: int, decision: str = "") -> Version:
+        """Return a version that is served from now on."""
+        return cls(served, number, datetime.now(UTC).isoformat(timespec="seconds"), decision)
 
     @property
     def about(self) -> dict[str, str | int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime
 
 from remint.runtime.home import Home
 from remint.serving import load
@@ -34,7 +33,7 @@ class Challengers:
             served = load.of_version(self.home, found, self.device)
             canary.check_samples(served)
             slot = Slot(ref, self.most_waiting, self.room)
-            slot.version = Version(served, found.version, datetime.now(UTC).isoformat(timespec="seconds"), "")
+            slot.version = Version.from_now(served, found.version)
             former = self.slots.pop(name, None)
             self.slots[name] = slot
             dropped = [*([former] if former else []), *(self.slots.pop(each) for each in list(self.slots)[:-MOST])]
