@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from flows.stack.outlook import Outlooks
@@ -21,7 +20,7 @@ from remint.runtime.addresses import LOOPBACK
 from remint.runtime.home import Home
 from remint.runtime.parent import die_with_parent
 from remint.serving.app.limits import Limits
-from remint.serving.app.run import Pages, serve
+from remint.serving.app.run import Pages, Serving, serve
 from remint.settings.params import Params, load_params
 from remint.stores import git
 
@@ -50,9 +49,8 @@ def main() -> None:
     try:
         home = Home.of(git.repository_of(Path.cwd()))
         params, token = load_params(home.repository), os.environ.get("REMINT_SERVE_TOKEN")
-        names = tuple(params.pipelines)
-        shadow, shown = partial(settings_of, home), pages(home, params)
-        serve(home, names, LOOPBACK[0], port, Limits(), EVERY, "cpu", token, _say, shadow, shown, wait=True)
+        serving = Serving(home, tuple(params.pipelines), Limits(), EVERY, "cpu", token, _say, settings_of)
+        serve(serving, LOOPBACK[0], port, pages(home, params), wait=True)
     except RemintError as error:
         raise SystemExit(f"error: {error}") from None
 

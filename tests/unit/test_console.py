@@ -64,7 +64,7 @@ class Running:
         self.source = Registry(home, params(), lambda: {MODEL: outlook or Outlook()})
         pages = run.Pages(self.source, HEADER if token else None)
         refs = (MODEL, "digits-new") if wait else (MODEL,)
-        self.app = run.build(home, refs, Limits(), 3600.0, "cpu", token, lambda _: None, pages=pages, wait=wait)
+        self.app = run.build(run.Serving(home, refs, Limits(), 3600.0, "cpu", token, lambda _: None), pages, wait)
         api = next(route for route in self.app.app.routes if route.path == "/readyz").endpoint.__self__
         self.follower = api.follower
         self.http = TestClient(self.app, raise_server_exceptions=False, follow_redirects=False)

@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class Running:
 
     def __init__(self, home: Home, limits: Limits = LIMITS, token: str | None = None, refs: tuple[str, ...] = (MODEL,)) -> None:
         self.said: list[str] = []
-        self.app = run.build(home, refs, limits, 3600.0, "cpu", token, self.said.append, partial(settings_of, home))
+        self.app = run.build(run.Serving(home, refs, limits, 3600.0, "cpu", token, self.said.append, settings_of))
         api = next(route for route in self.app.app.routes if route.path == "/readyz").endpoint.__self__
         self.follower, self.slot = api.follower, api.slots[MODEL]
         self.http = TestClient(self.app, raise_server_exceptions=False)

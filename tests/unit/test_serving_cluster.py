@@ -18,6 +18,7 @@ from remint.runtime.home import Home
 from remint.serving.app import cluster
 from remint.serving.app.cluster import Answer, Front, Lost, Replica
 from remint.serving.app.limits import Door, Limits
+from remint.serving.app.run import Serving
 from remint.serving.load import load_version
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
@@ -36,7 +37,7 @@ def home(registered: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
 
 @pytest.fixture
 def replica(home: Home, tmp_path: Path) -> Replica:
-    return Replica(str(tmp_path), [MODEL], Limits(), 3600.0, "cpu")
+    return Replica(Serving(Home(tmp_path, home.path), [MODEL], Limits(), 3600.0, "cpu", None, print))
 
 
 def client(ask: Callable[..., Any], seconds: float = 30.0) -> TestClient:
@@ -100,7 +101,7 @@ def test_a_replica_is_healthy_while_it_is_ready(replica: Replica) -> None:
 def test_without_ray_one_line_says_what_to_install(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"--engine ray needs Ray .*: pip install 'remint\[cluster\]'$") as caught:
-        cluster.serve(home, [MODEL], "127.0.0.1", 1, Limits(), 1.0, "cpu", None, 2, print)
+        cluster.serve(Serving(home, [MODEL], Limits(), 1.0, "cpu", None, print), "127.0.0.1", 1, 2)
     assert caught.value.exit_status == 2
 
 

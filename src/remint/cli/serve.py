@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -53,11 +52,11 @@ def serve(
 
     run.check_port(host, port)
     limits, token = Limits(body << 20, examples, waiting, seconds), os.environ.get("REMINT_SERVE_TOKEN")
-    refs, shadow = names or list(params.pipelines), partial(settings_of, home)
+    refs = names or list(params.pipelines)
+    serving = run.Serving(home, refs, limits, every, device, token, terminal.say, settings_of)
     if engine == Engine.ray:
         terminal.say(f"http://{host}:{port}/docs lists what it answers")
-        cluster.serve(home, refs, host, port, limits, every, device, token, replicas, terminal.say, settings_of)
+        cluster.serve(serving, host, port, replicas)
     else:
         terminal.say(f"http://{host}:{port}/ is the console, /docs lists what it answers")
-        shown = pages(home, params)
-        run.serve(home, refs, host, port, limits, every, device, token, terminal.say, shadow, shown, wait=not names)
+        run.serve(serving, host, port, pages(home, params), wait=not names)

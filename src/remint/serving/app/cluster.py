@@ -16,8 +16,7 @@ import os
 import re
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -26,24 +25,18 @@ from remint.distributed import cluster
 from remint.errors import RunError
 from remint.runtime.home import Home
 from remint.serving.app import run
-from remint.serving.app.limits import Door, Limits
+from remint.serving.app.limits import Door
 from remint.serving.app.metrics import Requests
+from remint.serving.app.run import Serving
 from remint.serving.app.slot import DRAIN_SECONDS
-from remint.settings.shadow import ServingSettings
-from remint.stores.ledger.row import LedgerRow
 from remint.stores.open import resolve
 
 TRIES = 2  # replicas that are asked for one answer
 GRACE = 5.0  # seconds beyond the replica's own limit for an answer
 MODEL_PATH = re.compile(r"/v1/models/([^/:]+):(\w+)")
 
-ShadowSettings = Callable[[Home, LedgerRow], ServingSettings | None]  # of a version that awaits shadow
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
 Ask = Callable[[dict[str, Any], bytes], Awaitable[Answer]]  # ASGI scope and body of a request, asked of one replica
-
-
-def no_shadow(_: Home, __: LedgerRow) -> None:
-    """Return None: no version is asked in a shadow."""
 
 
 class Lost(RunError):
@@ -53,17 +46,9 @@ class Lost(RunError):
 class Replica:
     """The application of one process, without HTTP."""
 
-    def __init__(
-        self,
-        repository: str,
-        refs: Sequence[str],
-        limits: Limits,
-        every: float,
-        device: str,
-        shadow_settings: ShadowSettings = no_shadow,
-    ) -> None:
-        home = Home.of(Path(repository)).ensure()
-        self.app = run.build(home, refs, limits, every, device, None, print, partial(shadow_settings, home))
+    def __init__(self, serving: Serving) -> None:
+        """``serving``: of the front, without its token. The home is that of this machine."""
+        self.app = run.build(replace(serving, home=Home.of(serving.home.repository).ensure()))
 
     async def __call__(self, scope: dict[str, Any], body: bytes) -> Answer:
         """Answer one request."""
@@ -139,32 +124,20 @@ class Front:
         return JSONResponse({"detail": "the replicas that were asked died: ask again"}, 503)
 
 
-def serve(
-    home: Home,
-    refs: Sequence[str],
-    host: str,
-    port: int,
-    limits: Limits,
-    every: float,
-    device: str,
-    token: str | None,
-    replicas: int,
-    tell: Callable[[str], None],
-    shadow_settings: ShadowSettings = no_shadow,
-) -> None:
+def serve(serving: Serving, host: str, port: int, replicas: int) -> None:
     """Serve by ``replicas`` processes until SIGINT or SIGTERM; requests in flight are answered.
 
     Raises UserError if Ray is not installed, ResourceError if no cluster answers, NotFoundError if a name has no such version.
     """
-    names = run.check(refs, host, token, tell)
-    for ref in refs:
-        resolve(home, ref)
+    names = run.check(serving.refs, host, serving.token, serving.tell)
+    for ref in serving.refs:
+        resolve(serving.home, ref)
     address = cluster.cluster_address()
     own: dict[str, Any] = {} if address else {"num_cpus": max(replicas, os.cpu_count() or 1), "include_dashboard": False}
     ray = cluster.connect("--engine ray", "serve", address or "local", **own)
     application = f"remint-{socket.gethostname()}-{port}"  # a cluster may have several
     try:
-        handle = _deploy(application, replicas, device, limits, home, refs, every, device, shadow_settings)
+        handle = _deploy(application, replicas, serving)
 
         async def ask(scope: dict[str, Any], body: bytes) -> Answer:
             try:
@@ -173,14 +146,14 @@ def serve(
                 raise Lost(str(error)) from error
             return found
 
-        front = Front(ask, names, limits.seconds)
-        run.listen(Door(front, limits, token, front.requests.refused), host, port, token)
+        front = Front(ask, names, serving.limits.seconds)
+        run.listen(Door(front, serving.limits, serving.token, front.requests.refused), host, port, serving.token)
     finally:
         ray.serve.delete(application)
         ray.shutdown()
 
 
-def _deploy(application: str, replicas: int, device: str, limits: Limits, home: Home, refs: Sequence[str], *more: Any) -> Any:
+def _deploy(application: str, replicas: int, serving: Serving) -> Any:
     """Start the replicas. Return their handle when each of them is healthy. Raises RunError if they do not start."""
     from ray import serve
 
@@ -188,14 +161,15 @@ def _deploy(application: str, replicas: int, device: str, limits: Limits, home: 
     serve.start(proxy_location="Disabled", logging_config=quiet)  # the front listens: a lost replica is no error of a client
     deployment: Any = serve.deployment(
         num_replicas=replicas,
-        max_ongoing_requests=2 * limits.waiting * len(refs),  # more than may wait, so that the replica says 429
+        max_ongoing_requests=2 * serving.limits.waiting * len(serving.refs),  # more than may wait, so that the replica says 429
         health_check_period_s=2.0,
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
-        ray_actor_options={"num_gpus": 1} if device.startswith("cuda") else {"num_cpus": 1},
+        ray_actor_options={"num_gpus": 1} if serving.device.startswith("cuda") else {"num_cpus": 1},
         logging_config=quiet,
     )(Replica)
     try:
-        return serve.run(deployment.bind(str(home.repository), list(refs), limits, *more), name=application, route_prefix=None)
+        bound = deployment.bind(replace(serving, tell=print, token=None))  # the token stays here
+        return serve.run(bound, name=application, route_prefix=None)
     except RuntimeError as error:
         raise RunError(f"the replicas did not start, for the reasons above: {str(error).splitlines()[0]}") from error

@@ -36,14 +36,14 @@ from remint.stores.ledger.serving_events import Event
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_ledger, open_serving_events, open_shadow_counts, open_tracking, resolve
 
-ShadowSettings = Callable[[LedgerRow], ServingSettings | None]  # of a version that awaits shadow; None: not known yet
+ShadowSettings = Callable[[Home, LedgerRow], ServingSettings | None]  # of a version that awaits shadow; None: not known yet
 
 STOP_SECONDS = 5.0
 RETRY_SECONDS = 60.0  # until a refused shadow is tried again: its store may be repaired before its deadline
 FAILURES = "report/failures.npz"  # held-out examples of a version's report
 
 
-def no_shadow(_: LedgerRow) -> None:
+def no_shadow(_: Home, __: LedgerRow) -> None:
     """Let no version answer copies of requests."""
 
 
@@ -174,7 +174,7 @@ class Follower:
         if refused is not None and refused.request == row.hash and time.monotonic() < refused.again:
             return
         self._end_shadow(slot)
-        settings = self.shadow_settings(row)
+        settings = self.shadow_settings(self.home, row)
         if settings is None:
             return  # its decision is not kept yet
         try:

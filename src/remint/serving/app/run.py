@@ -22,6 +22,20 @@ from remint.serving.console.source import Source
 
 
 @dataclass(frozen=True)
+class Serving:
+    """What a server serves, and how."""
+
+    home: Home
+    refs: Sequence[str]  # each NAME (its champion), NAME@challenger or NAME/7
+    limits: Limits
+    every: float  # seconds between two looks at the ledger
+    device: str
+    token: str | None
+    tell: Callable[[str], None]  # gets one line for each event
+    shadow_settings: ShadowSettings = no_shadow  # of a version that awaits shadow, by its row
+
+
+@dataclass(frozen=True)
 class Pages:
     """The console of a server. ``person_header``: where a proxy writes who asks; None: nobody may decide on its pages."""
 
@@ -59,53 +73,29 @@ def check_port(host: str, port: int) -> None:
         raise SettingsError(f"cannot listen at {host}, port {port}: {error.strerror}. Give another --host or --port") from None
 
 
-def build(
-    home: Home,
-    refs: Sequence[str],
-    limits: Limits,
-    every: float,
-    device: str,
-    token: str | None,
-    tell: Callable[[str], None],
-    shadow_settings: ShadowSettings = no_shadow,
-    pages: Pages | None = None,
-    wait: bool = False,
-) -> Any:
+def build(serving: Serving, pages: Pages | None = None, wait: bool = False) -> Any:
     """Return the application, with a version loaded for each name.
 
-    ``every``: seconds between two looks at the ledger. ``shadow_settings``: of a version that awaits shadow, by its row.
     ``wait``: load the versions later, each name when it has one. Raises NotFoundError if a name has no such version.
     """
+    home, limits = serving.home, serving.limits
     room = Room(TOGETHER * limits.examples)
-    slots = {slot.name: slot for slot in (Slot(ref, limits.waiting, room) for ref in refs)}
-    follower = Follower(home, slots, every, device, tell, shadow_settings)
+    slots = {slot.name: slot for slot in (Slot(ref, limits.waiting, room) for ref in serving.refs)}
+    follower = Follower(home, slots, serving.every, serving.device, serving.tell, serving.shadow_settings)
     follower.start(wait=wait)
-    door = create_app(slots, follower, limits, token)
+    door = create_app(slots, follower, limits, serving.token)
     if pages is not None:
-        challengers = Challengers(home, device, limits.waiting, room)
-        console = Console(door.app.state.api, pages.source, challengers, pages.person_header, token)
+        challengers = Challengers(home, serving.device, limits.waiting, room)
+        console = Console(door.app.state.api, pages.source, challengers, pages.person_header, serving.token)
         door.app.include_router(console.router())
         door.login = True
     return door
 
 
-def serve(
-    home: Home,
-    refs: Sequence[str],
-    host: str,
-    port: int,
-    limits: Limits,
-    every: float,
-    device: str,
-    token: str | None,
-    tell: Callable[[str], None],
-    shadow_settings: ShadowSettings = no_shadow,
-    pages: Pages | None = None,
-    wait: bool = False,
-) -> None:
+def serve(serving: Serving, host: str, port: int, pages: Pages | None = None, wait: bool = False) -> None:
     """Serve by this process until SIGINT or SIGTERM, as ``listen`` does."""
-    check(refs, host, token, tell, pages.person_header if pages else None)
-    listen(build(home, refs, limits, every, device, token, tell, shadow_settings, pages, wait), host, port, token)
+    check(serving.refs, host, serving.token, serving.tell, pages.person_header if pages else None)
+    listen(build(serving, pages, wait), host, port, serving.token)
 
 
 def listen(app: Any, host: str, port: int, token: str | None) -> None:
