@@ -42,7 +42,7 @@ def up(home: Home) -> int:
         raise SettingsError(f"the local stack of {home.path} is up already ({home.path}/stack.json holds its addresses)")
     access.check(os.environ.get("REMINT_SERVE_TOKEN"), os.environ.get("REMINT_SERVE_PERSON"))
     prefect_port, mlflow_port = ports.port_of("prefect"), ports.port_of("mlflow")
-    addresses, needed = {"prefect": f"http://127.0.0.1:{prefect_port}/api"}, {"prefect": prefect_port}
+    addresses, needed = {"prefect": _prefect_address(prefect_port)}, {"prefect": prefect_port}
     if not home.tracking_uri.startswith("http"):
         addresses["mlflow"] = f"http://127.0.0.1:{mlflow_port}"
         needed["mlflow"] = mlflow_port
@@ -50,23 +50,7 @@ def up(home: Home) -> int:
     ports.check_free(needed)
     for folder in (home.prefect, home.path / "mlflow"):  # MLflow makes no folder for an address with ?uri=true
         folder.mkdir(parents=True, exist_ok=True)
-    environment = {
-        **os.environ,
-        **server.environment(home),
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
-        "PREFECT_API_URL": addresses["prefect"],
-        "REMINT_HOME": str(home.path),
-        "REMINT_PREFECT_PORT": str(prefect_port),
-        "REMINT_MLFLOW_PORT": str(mlflow_port),
-        "REMINT_CONSOLE_PORT": str(needed["console"]),
-        # Not on mlflow's command line, which all users of this machine can read: the address may hold a password.
-        "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
-        "MLFLOW_ARTIFACTS_DESTINATION": home.artifacts,
-        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{mlflow_port}" for name in ("127.0.0.1", "localhost")),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves eight processes that are not used here
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = _environment(home, prefect_port, mlflow_port, needed["console"])
     note = home.path / "stack.json"
     note.write_text(json.dumps(addresses) + "\n")
 
@@ -99,6 +83,31 @@ def up(home: Home) -> int:
         console.terminate()
         console.wait()
         note.unlink(missing_ok=True)
+
+
+def _environment(home: Home, prefect_port: int, mlflow_port: int, console_port: int) -> dict[str, str]:
+    """Return the environment of the stack's processes."""
+    return {
+        **os.environ,
+        **server.environment(home),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
+        "PREFECT_API_URL": _prefect_address(prefect_port),
+        "REMINT_HOME": str(home.path),
+        "REMINT_PREFECT_PORT": str(prefect_port),
+        "REMINT_MLFLOW_PORT": str(mlflow_port),
+        "REMINT_CONSOLE_PORT": str(console_port),
+        # Not on mlflow's command line, which all users of this machine can read: the address may hold a password.
+        "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
+        "MLFLOW_ARTIFACTS_DESTINATION": home.artifacts,
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{mlflow_port}" for name in ("127.0.0.1", "localhost")),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves eight processes that are not used here
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _prefect_address(port: int) -> str:
+    return f"http://127.0.0.1:{port}/api"
 
 
 def _workers(honcho: int) -> list[psutil.Process]:

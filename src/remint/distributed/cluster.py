@@ -19,7 +19,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,29 +65,38 @@ def train_on_nodes(
     a rank with its class, StepError if ranks fail again and again or the cluster was lost, and Interrupted when asked to stop;
     then the ranks have written a checkpoint.
     """
-    ray = connect("training.nodes", "train", cluster_address() or "auto")
-    try:
+    with _connected() as ray:
         _wait_for_machines(ray, nodes)
         config = {"command": list(command), "fetch": list(fetch), "environment": dict(environment), "run": uuid.uuid4().hex}
         config["checkpoints"] = str(checkpoints.parent)
         _Driver(ray, nodes, config, code, checkpoints, intact, out).run()
-    finally:
-        ray.shutdown()
 
 
 def machines() -> list[str]:
     """Return the host of each machine of the cluster, which has run a task there. Raises as ``train_on_nodes``."""
+    with _connected() as ray:
+        ray.cloudpickle.register_pickle_by_value(node)
+        hosts = ray.remote(num_cpus=0)(node.host)
+        asked = [hosts.options(scheduling_strategy=_on(ray, each["NodeID"])) for each in ray.nodes() if each["Alive"]]
+        try:
+            return sorted(ray.get([each.remote() for each in asked], timeout=LOST))
+        except ray.exceptions.RayError as error:
+            raise ResourceError(f"a machine of the Ray cluster runs no task: {str(error).strip().splitlines()[0]}") from error
+
+
+@contextmanager
+def _connected() -> Iterator[Any]:
+    """Yield ray, connected to the cluster of trainings while the block runs."""
     ray = connect("training.nodes", "train", cluster_address() or "auto")
     try:
-        ray.cloudpickle.register_pickle_by_value(node)
-        on = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        hosts = ray.remote(num_cpus=0)(node.host)
-        asked = [hosts.options(scheduling_strategy=on(each["NodeID"], soft=False)) for each in ray.nodes() if each["Alive"]]
-        return sorted(ray.get([each.remote() for each in asked], timeout=LOST))
-    except ray.exceptions.RayError as error:
-        raise ResourceError(f"a machine of the Ray cluster runs no task: {str(error).strip().splitlines()[0]}") from error
+        yield ray
     finally:
         ray.shutdown()
+
+
+def _on(ray: Any, machine: str) -> Any:
+    """Return the strategy that places an actor or task on one machine, and nowhere else."""
+    return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(machine, soft=False)
 
 
 def cluster_address() -> str | None:
@@ -174,7 +184,7 @@ class _Driver:
         self.starts = 0  # since the last checkpoint
         self.failures: list[str] = []  # of the last start: a rank that dies lets the others fail too
         self.errors: list[RemintError] = []
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        here = _on(ray, ray.get_runtime_context().get_node_id())
         for module in (node, mailbox):
             ray.cloudpickle.register_pickle_by_value(module)
         names = {f"{checkpoints.name}/{step.name}": step for step in intact}

@@ -27,8 +27,7 @@ class Mailbox:
         content = tuple(ray.put(each) if isinstance(each, bytes) else each for each in content)
         if kind == "checkpoint":
             name, archive, names = content
-            self.checkpoints = {each: self.checkpoints.get(each) for each in names} | {name: archive}
-            self.checkpoints = {each: one for each, one in self.checkpoints.items() if one is not None}
+            self.checkpoints = {each: one for each, one in self.checkpoints.items() if each in names} | {name: archive}
         self.messages.append((kind, *content))
 
     def stopping(self) -> bool:
