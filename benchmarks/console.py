@@ -29,15 +29,14 @@ import httpx
 import uvicorn
 
 from benchmarks.pipelines import line, write
+from benchmarks.registry import insert_rows
 from flows.stack.console import EVERY, pages
-from remint.records import MetricValue, canonical, digest
+from remint.records import MetricValue, canonical
 from remint.runtime.home import Home
 from remint.serving.app import run
 from remint.serving.app.limits import Limits
 from remint.settings.params import Params, validate_params
-from remint.stores.ledger.row import LedgerRow
 from remint.stores.mlflow import VersionTags
-from remint.stores.open import open_ledger
 from tests.support import registry_cases
 from tests.support.ports import free_port
 
@@ -91,32 +90,12 @@ def copy_versions(home: Home, wanted: list[tuple[str, int]]) -> None:
 
 
 def decide(home: Home, name: str, numbers: range) -> None:
-    """Add one ledger row for each version, every twentieth a promotion, with hashes as ``Ledger.append`` writes them."""
-    last = open_ledger(home).last(name)
-    champion, previous, place = (last.champion_after, last.hash, last.sequence) if last else (None, "", 0)
-    rows = []
-    for sequence, number in enumerate(numbers, place + 1):
-        promoted = number % 20 == 1
-        said: dict[str, Any] = {
-            "model": name,
-            "sequence": sequence,
-            "action": "promoted" if promoted else ("kept", "refused")[number % 2],
-            "champion_before": champion,
-            "champion_after": number if promoted else champion,
-            "version": number,
-            "who": "gate",
-            "why": "benchmark",
-            "evidence": digest(number),
-            "at": f"2026-{number // 28 + 1:02}-{number % 28 + 1:02}T03:00:00.000000+00:00",
-            "previous": previous,
-        }
-        champion, previous = said["champion_after"], digest(said)
-        rows.append(LedgerRow(**said, hash=previous).to_json())
-    with sqlite3.connect(home.path / "ledger.db") as database:
-        columns = list(rows[0])
-        query = f"INSERT INTO ledger ({', '.join(columns)}) VALUES ({', '.join(':' + column for column in columns)})"
-        database.executemany(query, rows)
-    database.close()
+    """Add one ledger row for each version, every twentieth a promotion."""
+    actions = ((number, "promoted" if number % 20 == 1 else ("kept", "refused")[number % 2]) for number in numbers)
+    at = (
+        (number, action, f"2026-{number // 28 + 1:02}-{number % 28 + 1:02}T03:00:00.000000+00:00") for number, action in actions
+    )
+    insert_rows(home, name, at)
 
 
 def fill(home: Home) -> None:

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from io import StringIO
@@ -113,22 +113,28 @@ def _copy(database: sqlite3.Connection, versions: int, runs: int) -> None:
 
 
 def _decisions(home: Home, versions: int) -> None:
-    """Write one ledger row per version, every hundredth a promotion, with hashes as ``Ledger.append`` writes them."""
-    open_ledger(home).rows(MODEL)
-    rows, champion, previous = [], None, ""
-    for number in range(1, versions + 1):
-        promoted = number % 100 == 1 or number == versions
+    """Write one ledger row per version, every hundredth a promotion."""
+    actions = ((number, "promoted" if number % 100 == 1 or number == versions else "kept") for number in range(1, versions + 1))
+    insert_rows(home, MODEL, [(number, action, f"2026-01-01T00:00:00.{number:06d}+00:00") for number, action in actions])
+
+
+def insert_rows(home: Home, model: str, decided: Iterable[tuple[int, str, str]]) -> None:
+    """Add a ledger row for each (version, action, time), with hashes as ``Ledger.append`` writes them."""
+    last = open_ledger(home).last(model)
+    champion, previous, place = (last.champion_after, last.hash, last.sequence) if last else (None, "", 0)
+    rows = []
+    for sequence, (number, action, at) in enumerate(decided, place + 1):
         said: dict[str, Any] = {
-            "model": MODEL,
-            "sequence": number,
-            "action": "promoted" if promoted else "kept",
+            "model": model,
+            "sequence": sequence,
+            "action": action,
             "champion_before": champion,
-            "champion_after": number if promoted else champion,
+            "champion_after": number if action == "promoted" else champion,
             "version": number,
             "who": "gate",
             "why": "benchmark",
             "evidence": digest(number),
-            "at": f"2026-01-01T00:00:00.{number:06d}+00:00",
+            "at": at,
             "previous": previous,
         }
         champion, previous = said["champion_after"], digest(said)
@@ -136,6 +142,7 @@ def _decisions(home: Home, versions: int) -> None:
     with sqlite3.connect(home.path / "ledger.db") as database:
         names = list(rows[0])
         database.executemany(f"INSERT INTO ledger ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)})", rows)
+    database.close()
 
 
 def commands(versions: int) -> dict[str, Callable[[int], list[str]]]:

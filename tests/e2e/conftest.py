@@ -22,6 +22,12 @@ def forked_commands(programs: Path | None) -> None:
     team.forked_programs = programs
 
 
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """Empty home of this working tree."""
+    return Home(team.SOURCE, tmp_path / "home").ensure()
+
+
 @pytest.fixture(scope="session")
 def template(empty: Path, once: Once) -> Path:
     """Team with initialised databases, which take Prefect ten seconds. Tests copy it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from flows.stack import audit, deployments, pace
 from flows.stack.deploy import Change, deploy, describe, plan
 from remint.runtime.home import Home
 from remint.settings.params import Params, read_params, validate_params
-from tests.support.team import SOURCE
+from tests.support.team import SOURCE, scheduled
 
 WEEK = 7 * 86400
 
@@ -26,19 +25,6 @@ def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
         for each in found.read_deployments():  # deployments of other tests on this server
             found.delete_deployment(each.id)
         yield found
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(SOURCE, tmp_path / "home").ensure()
-
-
-def scheduled(**schedules: dict[str, Any]) -> Params:
-    """Return the settings of this repository with these schedules only."""
-    content = read_params(SOURCE)
-    for name, pipeline in content["pipelines"].items():
-        pipeline["schedule"] = schedules.get(name.replace("-", "_"), {})
-    return validate_params(content)
 
 
 def deployed(home: Home, params: Params, branch: str = "main") -> dict[str, Change]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -15,24 +13,11 @@ from prefect.states import Completed, Failed, Scheduled
 from flows.stack.deploy import deploy, plan
 from flows.stack.outlook import AWAY, outlooks
 from remint.runtime.home import Home
-from remint.settings.params import Params, read_params, validate_params
 from tests.support.ports import free_port
-from tests.support.team import SOURCE
+from tests.support.team import scheduled
 
 CRON = {"cron": "0 3 * * *", "timezone": "Europe/Berlin"}
 LEAP = {"cron": "0 0 29 2 *"}  # from March on it is years ahead
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(SOURCE, tmp_path / "home").ensure()
-
-
-def scheduled(**schedules: dict[str, Any]) -> Params:
-    content = read_params(SOURCE)
-    for name, pipeline in content["pipelines"].items():
-        pipeline["schedule"] = schedules.get(name.replace("-", "_"), {})
-    return validate_params(content)
 
 
 def test_prefect_says_when_a_pipeline_starts_and_that_its_newest_run_failed(

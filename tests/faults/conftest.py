@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import registry_cases
+from tests.support import registry_cases, training_cases
 
 
 @pytest.fixture(scope="module")
@@ -15,3 +15,11 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "bundle"
     registry_cases.make_bundle(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the prepared data of small real trainings."""
+    made = tmp_path_factory.mktemp("tiny")
+    training_cases.prepare(made)
+    return made

@@ -39,13 +39,6 @@ SOURCE = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("tiny")
-    cases.prepare(made)
-    return made
-
-
-@pytest.fixture(scope="module")
 def machines() -> Iterator[RayCluster]:
     with ray_cluster(2) as cluster:
         yield cluster

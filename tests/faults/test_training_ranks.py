@@ -32,13 +32,6 @@ from tests.support.trials import Trials
 EXACT = {"precision": "fp64", "steps": 20, "learning_rate": 2e-4, "batch_size": 13}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("tiny")
-    cases.prepare(made)
-    return made
-
-
 @pytest.fixture(autouse=True)
 def python_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", cases.environment()["PYTHONPATH"])

@@ -25,13 +25,6 @@ from tests.support.trials import Trials
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("tiny")
-    cases.prepare(made)
-    return made
-
-
-@pytest.fixture(scope="module")
 def dataset(folder: Path) -> Dataset:
     return cases.load(folder)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remint.runtime.home import Home
-from remint.settings.params import read_params, write_params
+from remint.settings.params import Params, read_params, validate_params, write_params
 
 SOURCE = Path(__file__).parents[2]
 REMINT = str(Path(sys.executable).parent / "remint")
@@ -107,6 +107,14 @@ def shorten_trainings(content: dict[str, Any]) -> dict[str, Any]:
         pipeline["promotion"]["improve"].pop("margin", None)  # after so few steps a better model is easy to train
         pipeline.pop("schedule", None)
     return content
+
+
+def scheduled(**schedules: dict[str, Any]) -> Params:
+    """Return the settings of this working tree with these schedules only."""
+    content = read_params(SOURCE)
+    for name, pipeline in content["pipelines"].items():
+        pipeline["schedule"] = schedules.get(name.replace("-", "_"), {})
+    return validate_params(content)
 
 
 def copy_sources(folder: Path) -> None:
