@@ -34,7 +34,7 @@ class RayCluster:
     def environment(self, place: int) -> dict[str, str]:
         """Return the environment of a machine; of the job it is that of the first."""
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_USAGE_STATS_ENABLED": "0"}
-        # Ray's own default takes 25 s to notice a machine that is gone.
+        # By default Ray takes longer to notice a machine that is gone.
         health = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
         return {
             **os.environ,
