@@ -169,8 +169,6 @@ class Workspace:
             presence.mend(self.home, [made["md5"]], *self._place("former"))
             shutil.rmtree(place, ignore_errors=True)
             self._dvc("former", "pull", "--force", f"{OLDER_OUTPUT}.dvc")
-            if md5_on_disk(place) != made["md5"]:
-                raise VersioningError(f"neither the cache nor the remote has an intact copy of the output of {stage}")
         return place
 
     def _dvc(self, label: str, *arguments: str, on_event: OnEvent | None = None, env: Mapping[str, str] | None = None) -> None:
