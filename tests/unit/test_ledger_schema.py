@@ -42,8 +42,8 @@ def versions(url: str) -> dict[str, list[int]]:
 def test_a_database_of_the_old_code_is_migrated_without_loss(url: str) -> None:
     execute(url, *LEDGER, *COLLECTED, *SPREADS, *LEASES)
     ledger = Ledger(url)
-    # an older remint stops at each of these: "has schema 4, this remint knows 1: use the one that wrote it"
-    assert versions(url) == {name: [4] for name in ("ledger_schema", *schema.PARTS)}
+    # an older remint stops at each of these: "has schema 5, this remint knows 1: use the one that wrote it"
+    assert versions(url) == {name: [5] for name in ("ledger_schema", *schema.PARTS)}
     assert [row.hash for row in ledger.rows("digits-vae")] == OLD_HASHES
     assert {row.decision for row in ledger.rows("digits-vae")} == {""}
     assert ledger.verify("digits-vae", known=OLD_HASHES) == []
@@ -57,10 +57,10 @@ def test_a_database_of_the_old_code_is_migrated_without_loss(url: str) -> None:
 
 def test_a_database_of_version_2_gets_the_events_of_serving(url: str) -> None:
     Ledger(url)
-    execute(url, "DROP TABLE serving_events", "UPDATE ledger_schema SET version = 2")
+    execute(url, "DROP TABLE serving_events", "ALTER TABLE ledger DROP COLUMN trial", "UPDATE ledger_schema SET version = 2")
     events = ServingEvents(url)
     assert events.append("digits-vae", "loaded", 1, "host", "it passed") == events.of("digits-vae")[0]
-    assert versions(url)["ledger_schema"] == [4]
+    assert versions(url)["ledger_schema"] == [5]
 
 
 def test_rows_are_appended_to_a_migrated_chain_and_their_hash_covers_the_decision(url: str) -> None:
@@ -69,7 +69,7 @@ def test_rows_are_appended_to_a_migrated_chain_and_their_hash_covers_the_decisio
     row = Ledger(url).append("digits-vae", "promoted", 4, champion_after=4, expected_champion=1, **said)
     ledger = Ledger(url)
     assert ledger.last("digits-vae") == row and (row.sequence, row.previous, row.decision) == (5, OLD_HASHES[-1], "f" * 64)
-    assert row.hash == digest({key: value for key, value in row.to_json().items() if key != "hash"})
+    assert row.hash == digest({key: value for key, value in row.to_json().items() if key not in ("hash", "trial")})
     assert ledger.verify("digits-vae", known=[*OLD_HASHES, row.hash]) == []
     for sequence, decision in ((5, "0" * 64), (5, ""), (2, "f" * 64)):
         before = ledger.raw("digits-vae")[sequence - 1]["decision"]
@@ -88,13 +88,13 @@ def test_all_tables_exist_whichever_part_existed_or_is_opened_first(
     first(url)
     tables = sa.inspect(sa.create_engine(url)).get_table_names()
     assert {"ledger", "collected_versions", "seed_spreads", "leases"} <= set(tables)
-    assert {value for found in versions(url).values() for value in found} == {4}
+    assert {value for found in versions(url).values() for value in found} == {5}
     assert Ledger(url).verify("digits-vae", known=OLD_HASHES if part == "ledger" else []) == []
 
 
 def test_a_new_database_has_one_table_that_says_its_version(url: str) -> None:
     Leases(url)
-    assert versions(url) == {"ledger_schema": [4]}
+    assert versions(url) == {"ledger_schema": [5]}
 
 
 def test_a_row_that_an_older_remint_appends_after_the_migration_verifies(url: str) -> None:
@@ -109,7 +109,7 @@ def test_a_newer_database_is_refused_and_left_as_it_is(url: str) -> None:
     execute(url, *LEDGER, "UPDATE ledger_schema SET version = 99")
     for opened in (Ledger, CollectedVersions, Spreads, Leases, schema.reach):
         with pytest.raises(
-            LedgerError, match="has schema 99, this remint supports 4: install the version of remint that wrote it"
+            LedgerError, match="has schema 99, this remint supports 5: install the version of remint that wrote it"
         ):
             opened(url)
     columns = sa.inspect(sa.create_engine(with_driver(url), poolclass=sa.NullPool)).get_columns("ledger")
@@ -122,7 +122,7 @@ def test_a_reader_makes_and_migrates_nothing(url: str) -> None:
             opened(url, make=False)
     assert versions(url) == {}
     execute(url, *LEDGER)
-    with pytest.raises(LedgerError, match="has schema 1: run remint models, which brings it to 4"):
+    with pytest.raises(LedgerError, match="has schema 1: run remint models, which brings it to 5"):
         Ledger(url, make=False)
     assert versions(url) == {"ledger_schema": [1]}
     assert Ledger(url).head("digits-vae") == Ledger(url, make=False).head("digits-vae")

@@ -41,3 +41,4 @@ class LedgerRow(Record):
     previous: str  # hash of the row before, "" for the first
     hash: str
     decision: str = ""  # digest of the Decision; "" for a person's act, and in rows of older versions of remint
+    trial: str = ""  # Trial as canonical JSON (promotion/trials.py); "" where nothing was compared

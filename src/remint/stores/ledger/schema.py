@@ -4,6 +4,7 @@ version 1    four parts, each with a version table: ledger, collected versions, 
 version 2    one version for all tables; a row of the ledger holds the digest of its Decision
 version 3    events of serving
 version 4    counts of shadow answers
+version 5    a row of the ledger holds its trial; held-out examples that decisions have seen; checks for drift
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from remint.errors import LedgerError, NotFoundError
 from remint.runtime.addresses import sqlite_file
 from remint.stores.ledger.database import Database
 
-VERSION = 4
+VERSION = 5
 NO_LEDGER = "there is no ledger at {}: the first remint run makes it; are REMINT_LEDGER and REMINT_HOME right?"
 PARTS = ("collected_schema", "spreads_schema", "leases_schema")  # version tables of version 1, besides ledger_schema
 
@@ -37,6 +38,23 @@ ledger = sa.Table(
     sa.Column("previous", sa.String(64), nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),
     sa.Column("decision", sa.String(64), nullable=False, server_default=""),
+    sa.Column("trial", sa.Text, nullable=False, server_default=""),  # Trial as canonical JSON (promotion/trials.py)
+)
+seen_examples = sa.Table(
+    "seen_examples",
+    _metadata,
+    sa.Column("model", sa.String(256), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),  # of the ledger's row that saw them first
+    sa.Column("examples", sa.Text, nullable=False),  # digests, in hexadecimal, separated by blanks
+)
+drift_checks = sa.Table(
+    "drift_checks",
+    _metadata,
+    sa.Column("model", sa.String(256), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("content", sa.Text, nullable=False),  # DriftCheck as canonical JSON
+    sa.Column("previous", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
 )
 collected = sa.Table(
     "collected_versions",
@@ -103,10 +121,12 @@ def open_database(url: str, *, make: bool = True) -> Database:
     def migrate() -> int | None:
         with database.write("schema") as connection:  # an older remint makes its tables under the same lock
             found = _found(connection)
-            if found not in (None, 1, 2, 3):
+            if found not in (None, *range(1, VERSION)):
                 return found
             if found == 1:
                 connection.exec_driver_sql("ALTER TABLE ledger ADD COLUMN decision VARCHAR(64) DEFAULT '' NOT NULL")
+            if found is not None:
+                connection.exec_driver_sql("ALTER TABLE ledger ADD COLUMN trial TEXT DEFAULT '' NOT NULL")
             _metadata.create_all(connection)
             connection.execute(_version.delete())
             connection.execute(_version.insert().values(version=VERSION))

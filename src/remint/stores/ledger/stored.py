@@ -10,14 +10,16 @@ from remint.errors import LedgerError
 from remint.records import digest
 from remint.stores.ledger.row import LedgerRow
 
+LATER = ("decision", "trial")
+
 
 def row_digest(row: dict[str, Any]) -> str:
     """Return the hash of a row's content; "" for content that remint never writes (SQLite accepts bytes as text).
 
-    A row without a Decision's digest is hashed without that field, as in schema version 1: so older rows still verify.
+    Fields that schema versions after the first added are left out where they are empty: so older rows still verify.
     """
     try:
-        return digest({key: value for key, value in row.items() if key != "hash" and (key != "decision" or value)})
+        return digest({key: value for key, value in row.items() if key != "hash" and (key not in LATER or value)})
     except (TypeError, ValueError):
         return ""
 
