@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,4 +19,4 @@ def test_all_shares_together_are_one() -> None:
 
 def test_shares_fall() -> None:
     shares = [levels.share(number) for number in np.linspace(1.0, 500.0, 1000)]
-    assert all(later < earlier for earlier, later in zip(shares, shares[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(shares))

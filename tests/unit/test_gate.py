@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from remint.evaluation.evidence import Evidence
+from remint.evaluation.levels import share
 from remint.promotion import comparable, gate, paired
 from remint.promotion.decision import Decision
 from remint.records import EvaluationReport, Leakage, MetricValue
@@ -176,7 +178,7 @@ def test_the_champion_itself_is_kept() -> None:
 
 def test_uncommitted_work_is_refused_and_the_other_rules_are_still_reported() -> None:
     decision = decide(evidence(1.8), evidence(1.9, key="champion"), dirty="uncommitted changes in src/model.py")
-    assert decision.verdict == "refused" and decision.reasons == (decision.rules[0].reason,)
+    assert decision.verdict == "refused" and decision.reasons[:-1] == (decision.rules[0].reason,)
     assert decision.reasons[0].startswith("uncommitted changes in src/model.py; commit")
     assert [(rule.rule, rule.passed) for rule in decision.rules] == [
         ("clean", False),
@@ -191,7 +193,7 @@ def test_a_vetoed_version_is_refused_and_the_other_rules_are_still_reported(firs
     champion = None if first else evidence(1.9, key="champion")
     decision = decide(evidence(1.8), champion, person="m/2 was rolled back on 2026-05-01 by ada: it blurs")
     assert decision.verdict == "refused"
-    assert decision.reasons == ("m/2 was rolled back on 2026-05-01 by ada: it blurs; only a person can promote it now",)
+    assert decision.reasons[0] == "m/2 was rolled back on 2026-05-01 by ada: it blurs; only a person can promote it now"
     told = [(rule.rule, rule.passed) for rule in decision.rules]
     assert told == [("person", False), ("leakage", True), ("require", True), ("improve", True)][: 3 if first else 4]
 
@@ -212,7 +214,7 @@ def test_a_failed_training_is_refused_even_with_good_numbers() -> None:
 def test_manual_approval_is_requested_only_for_versions_that_pass() -> None:
     rules = RULES.model_copy(update={"approval": "manual"})
     waiting = decide(evidence(1.8), evidence(1.9, key="champion"), rules)
-    assert waiting.verdict == "awaiting_approval" and "remint promote m/2" in waiting.reasons[-1]
+    assert waiting.verdict == "awaiting_approval" and "remint promote m/2" in waiting.reasons[-2]
     assert decide(evidence(2.2), evidence(1.9, key="champion"), rules).verdict == "refused"
     assert decide(evidence(1.9), evidence(1.9, key="champion", noise=2), rules).verdict == "kept"
 
@@ -331,14 +333,14 @@ def test_two_draws_of_one_model_are_promoted_at_most_at_the_stated_level(count: 
 
 @pytest.mark.slow
 def test_a_planted_improvement_is_found() -> None:
-    """Power: a shift of 3.2 standard errors of the mean is found at least 9 times in 10 (0.94 in theory)."""
+    """Power: a shift of 3.45 standard errors of the mean is found at least 9 times in 10 (0.94 in theory, at the first try)."""
     rules = PromotionSettings.model_validate({"improve": {"metric": "nll"}})
     generator = np.random.default_rng(7)
     frame = evidence(), evidence(key="champion")
     found = 0
     for _ in range(100):
         theirs_N, noise_N = 0.3 * generator.standard_normal(N), generator.standard_normal(N)
-        ours_N = theirs_N - 3.2 / np.sqrt(N) + noise_N
+        ours_N = theirs_N - 3.45 / np.sqrt(N) + noise_N
         found += (
             decide(Evidence(frame[0].report, {"nll": ours_N}), Evidence(frame[1].report, {"nll": theirs_N}), rules).verdict
             == "promoted"
@@ -388,7 +390,7 @@ def test_each_of_several_comparisons_uses_its_share_of_the_level() -> None:
 def test_any_of_several_metrics_of_two_draws_of_one_model_is_promoted_at_most_at_the_stated_level(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A/A over 4 independent metrics; uncorrected, 18.5% would be promoted (1 - 0.95^4), which the same draws show."""
+    """A/A over 4 independent metrics; uncorrected, 11.7% would be promoted (1 - 0.9693^4), which the same draws show."""
     names = ["a", "b", "c", "d"]
     monkeypatch.setattr(paired, "RESAMPLES", 999)
     frames = [evidence(key=key).report for key in ("challenger", "champion")]
@@ -407,7 +409,7 @@ def test_any_of_several_metrics_of_two_draws_of_one_model_is_promoted_at_most_at
         )
         together, alone = together + better, alone + any(each)
     assert together <= 26, together  # binomial: more than 26 of 300 at 5% has probability 0.003
-    assert alone > 40, alone
+    assert alone > 28, alone
 
 
 def _with_count(report: EvaluationReport, n: int) -> EvaluationReport:
@@ -421,21 +423,19 @@ def spread(*values: float, recipe: str = "r") -> SeedSpread:
     return SeedSpread(pipeline="m", recipe=recipe, dataset="d", seeds=tuple(range(len(values))), values={"nll": values})
 
 
-def test_an_automatic_margin_is_the_difference_between_two_seeds() -> None:
+def test_an_automatic_margin_asks_for_more_than_the_luck_of_seeds() -> None:
     seeds = spread(1.90, 1.91, 1.89, 1.92, 1.88)
     deviation = np.std([1.90, 1.91, 1.89, 1.92, 1.88], ddof=1)
-    margin = 2.131847 * np.sqrt(2.0) * deviation  # t at 0.95 with 4 degrees of freedom
     champion = evidence(1.9, key="champion", noise=2)
-    lucky, better = (decide(evidence(1.9 - share * margin), champion, AUTO, spread=seeds, recipe="r") for share in (0.9, 1.2))
-    assert lucky.verdict == "kept" and f"by more than {margin:.4f}, the seed-to-seed variation (5 seeds)," in lucky.reasons[0]
+    lucky, better = (decide(evidence(1.9 - times * deviation), champion, AUTO, spread=seeds, recipe="new") for times in (3, 30))
+    assert lucky.verdict == "kept" and "not shown to be better than the luck of seeds explains (evidence " in lucky.reasons[0]
     assert better.verdict == "promoted" and better.evidence["spread"] == seeds.digest
-    assert better.rules[-1].margin == pytest.approx(margin)
-    unlucky, worse = (decide(evidence(1.9 + share * margin), champion, AUTO, spread=seeds, recipe="r") for share in (0.8, 1.2))
-    assert unlucky.verdict == "kept" and "not shown to be better by more than" in unlucky.reasons[0]
+    assert better.rules[-1].nights is not None and better.rules[-1].nights[0] >= better.rules[-1].nights[1] == pytest.approx(20.0)
+    margin = stdtrit(4, 1 - 0.05 * share(1)) * np.sqrt(2.0) * deviation
+    unlucky, worse = (decide(evidence(1.9 + part * margin), champion, AUTO, spread=seeds, recipe="r") for part in (0.8, 1.2))
+    assert unlucky.verdict == "kept" and "not shown to be better than" in unlucky.reasons[0]
     assert worse.verdict == "refused" and f"shown to be worse by more than {margin:.4f}" in worse.reasons[0]
-    assert decide(evidence(1.9 - 0.9 * margin), champion, RULES).verdict == "promoted"  # with margin 0, luck is promoted
-    other = decide(evidence(1.8), champion, AUTO, spread=spread(1.90, 1.91, 1.89, recipe="before"), recipe="r")
-    assert "measured with other settings than today's" in other.rules[-1].reason
+    assert decide(evidence(1.9 - 3 * deviation), champion, RULES).verdict == "promoted"  # with margin 0, luck is promoted
 
 
 @pytest.mark.parametrize("seeds", [None, spread(1.9, 1.91), spread()], ids=["none", "two", "no values"])
@@ -482,7 +482,7 @@ def test_reference_examples_widen_an_interval_and_pairing_removes_their_common_p
         evidence(1.8, metric="fd_domain", count=40), evidence(1.9, key="champion", noise=2, metric="fd_domain", count=40), rules
     )
     assert low == (plain.rules[-1].difference or (0, 0, 0))[1]
-    error = 1.729133 * np.std(common_J - own_J, ddof=1) / np.sqrt(20)  # t at 0.95 with 19 degrees of freedom
+    error = stdtrit(19, 1 - 0.05 * share(1)) * np.std(common_J - own_J, ddof=1) / np.sqrt(20)
     assert value - wide == pytest.approx(np.hypot(value - low, error))
     one_sided = decide(evidence(1.8, metric="fd_domain", count=40), champion, rules)
     assert one_sided.verdict == "refused" and "has 0 values for the challenger and 20" in one_sided.reasons[0]

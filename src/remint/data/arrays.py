@@ -29,6 +29,8 @@ from typing import Any, cast
 import numpy as np
 from pydantic import ValidationError
 
+from remint.data.blocks import Blocks
+from remint.data.identity import ID_SEED, digests
 from remint.errors import IntegrityError, ResourceError
 from remint.records import DatasetVersion, DataSpec
 from remint.runtime.manifest import sha256_file
@@ -196,6 +198,14 @@ def load(folder: Path) -> Dataset:
     train, validation, held_out = (_split(folder, version, split) for split in SPLITS)
     calibration = _split(folder, version, CALIBRATION) if CALIBRATION in version.counts else None
     return Dataset(version=version, train=train, validation=validation, held_out=held_out, calibration=calibration)
+
+
+def held_out_digests(folder: Path) -> Array:
+    """Return a digest of each held-out example of the dataset prepared in ``folder``, uint64 (N,). Its files are not checked."""
+    held_out = _split(folder, DatasetVersion.read(folder / VERSION), SPLITS[-1])
+    if held_out.id_N is not None:
+        return np.asarray(held_out.id_N)
+    return digests(Blocks.of(held_out.x_NX).examples(), ID_SEED, occurrences=False)
 
 
 def _allow_open_files(count: int) -> None:

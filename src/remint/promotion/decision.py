@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from remint.promotion.trials import Trial
 from remint.records import MetricValue, Record
 from remint.settings.judging import PromotionSettings
 from remint.settings.shadow import ServingSettings
@@ -22,6 +23,8 @@ class RuleResult(Record):
     champion: MetricValue | None = None
     difference: tuple[float, float, float] | None = None  # champion minus challenger, low, high: above 0 is better
     margin: float | None = None  # bound for the lower limit of the difference; None: not known, or no bound
+    nights: tuple[float, float] | None = None  # evidence of all nights, and how much is enough (promotion/nights.py)
+    added_later: ClassVar[frozenset[str]] = frozenset({"nights"})
 
 
 class ShadowTerms(Record):
@@ -42,4 +45,5 @@ class Decision(Record):
     reasons: tuple[str, ...]
     evidence: dict[str, str]  # digests of the reports and of the rules
     terms: ShadowTerms | None = None  # if it awaits shadow
-    added_later: ClassVar[frozenset[str]] = frozenset({"terms"})
+    trial: Trial | None = None  # if it was compared with a champion
+    added_later: ClassVar[frozenset[str]] = frozenset({"terms", "trial"})

@@ -40,7 +40,7 @@ challenger is refused; if the champion was trained on them, the two are not comp
 from __future__ import annotations
 
 from remint.evaluation.evidence import Evidence
-from remint.promotion import comparable
+from remint.promotion import comparable, trials
 from remint.promotion.comparable import Part
 from remint.promotion.decision import Decision, RuleResult, ShadowTerms, Verdict
 from remint.promotion.leaked import leakage_reason
@@ -57,7 +57,9 @@ from remint.promotion.rulings import (
     require,
     schema,
     suggested,
+    with_trial,
 )
+from remint.promotion.trials import Past
 from remint.records import Leakage, digest
 from remint.settings.judging import PromotionSettings
 from remint.settings.shadow import ServingSettings
@@ -84,6 +86,7 @@ def decide(
     obstacle: str | None = None,  # why the champion, of another schema, can describe no example; None: it can
     part: Part | None = None,  # the examples that a champion of another schema can describe; None: all
     serving: ServingSettings | None = None,  # None: no shadow
+    past: Past | None = None,  # earlier trials and the champion's recipe; None: there were none
 ) -> Decision:
     """Return the decision on one challenger, with every rule and every number.
 
@@ -91,7 +94,8 @@ def decide(
     refusal with its reason, never an exception and never a promotion.
     """
     sides = (model, challenger, challenger_version, champion, champion_version)
-    case = Case(*sides, rules, spread, recipe, dirty, person, incomparable, training_failure, champion_leakage, obstacle, part)
+    found = (dirty, person, incomparable, training_failure)
+    case = with_trial(Case(*sides, rules, spread, recipe, *found, champion_leakage, obstacle, part, past or Past()))
     rulings = _rulings(case)
     states = {ruling.state for ruling in rulings}
     worst: State = "broken" if "broken" in states else "open" if "open" in states else "holds"
@@ -119,9 +123,10 @@ def decide(
         challenger=challenger_version,
         champion=champion_version,
         rules=tuple(ruling.result for ruling in rulings),
-        reasons=tuple(reasons),
+        reasons=(*reasons, *trials.told(model, case.past.trials, case.trial)),
         evidence={**sources, "rules": digest(rules.model_dump(mode="json"))},
         terms=ShadowTerms(serving=serving, promotion=rules) if serving and verdict == "awaiting_shadow" else None,
+        trial=case.trial,
     )
 
 

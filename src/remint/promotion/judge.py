@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from remint.data.arrays import held_out_digests
+from remint.errors import NotFoundError
 from remint.evaluation.evidence import Evidence
-from remint.promotion import champion, decide, gate
+from remint.promotion import champion, decide, gate, trials
 from remint.promotion.champion import ChampionEvidence
 from remint.promotion.decision import Decision
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.promotion.retraining import Retraining, timed
+from remint.promotion.trials import Past
 from remint.records import digest
+from remint.settings.recipe import without_seed
+from remint.stores.ledger.seen import fresh_share, sha256
 from remint.stores.mlflow import ModelVersion
+from remint.stores.open import open_seen_examples
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Judgement:
 
     decision: Decision
     champion: ChampionEvidence
+    seen_first: str = ""  # held-out examples that no decision had seen (stores/ledger/seen.py)
 
 
 def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) -> Judgement:
@@ -30,7 +37,7 @@ def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) ->
         champion_version = job.ledger.champion(job.pipeline)
         found = ChampionEvidence() if champion_version is None else champion.evidence(job, evidence, champion_version)
         champion.save_drift(job, found, job.home.report(version.name, version.version))
-        trained = job.model
+        trained, past = job.model, _past(job, champion_version)
         decision = gate.decide(
             job.pipeline,
             evidence,
@@ -48,5 +55,30 @@ def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) ->
             training_failure=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
             spread=job.spread,
             recipe=digest(job.settings.recipe.without_seed()),
+            past=past,
         )
-    return Judgement(decision, found)
+    return Judgement(decision, found, past.seen_first)
+
+
+def _past(job: Retraining, champion_version: int | None) -> Past:
+    """Return the circumstances of tonight's comparison. Where what was seen before is damaged, no example counts as new."""
+    rows, seen = job.ledger.rows(job.pipeline), open_seen_examples(job.home).of(job.pipeline)
+    examples = held_out_digests(job.out("prepared", job.settings.dataset))
+    fresh, seen_first = fresh_share(examples, seen)
+    faults = trials.check(rows, {sequence: sha256(text) for sequence, text in seen.items()})
+    past = Past(trials=tuple(trials.of_rows(rows)), fresh=0.0 if faults else fresh, seen_first=seen_first)
+    if champion_version is None:
+        return past
+    try:
+        champion = job.tracking.version(f"{job.pipeline}/{champion_version}")
+    except NotFoundError:  # the champion's evidence says so
+        return past
+    tags = champion.tags
+    return replace(
+        past,
+        champion_recipe=digest(without_seed(tags.settings)),
+        champion_dataset=champion.dataset,
+        champion_seed=int(tags.seed) if tags.seed is not None else None,
+        champion_values={name: value.value for name, value in tags.measurements.items()},
+        fresh=0.0 if champion.dataset == job.dataset.digest else past.fresh,  # the decision on the champion saw them
+    )

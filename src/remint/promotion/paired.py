@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 RESAMPLES = 9_999
+REACH = 0.998  # largest confidence for which these have a quantile: 20 of them lie beyond it
 
 Array = np.ndarray[Any, Any]
 
@@ -38,21 +39,30 @@ def difference(better_N: Array, below: float, above: float, reference_J: Array |
     ``reference_J``: differences of the two sides' jackknife pseudo-values, if the values are distances to reference examples,
     which are a random sample too. Their t limit is independent of the other and is added in quadrature.
     """
-    n = better_N.size
-    mean, error = float(better_N.mean()), float(better_N.std(ddof=1)) / np.sqrt(n)
+    mean, spread = float(better_N.mean()), error(better_N)
     # Differences that are equal up to rounding have no spread to resample.
-    if error <= 1e-12 * float(np.abs(better_N).max()):
+    if spread <= 1e-12 * float(np.abs(better_N).max()):
         down = up = 0.0
     else:
-        t_B = _studentised((better_N - mean) / error)  # without units, so without under- and overflow
-        low, high = np.quantile(t_B, [1.0 - above, below])
-        down, up = float(high) * error, -float(low) * error
+        t_B = _studentised((better_N - mean) / spread)  # without units, so without under- and overflow
+        down, up = _quantile(t_B, below, better_N.size) * spread, _quantile(-t_B, above, better_N.size) * spread
     if reference_J is not None:
-        groups = reference_J.size
-        spread = float(reference_J.std(ddof=1)) / np.sqrt(groups)
-        down = float(np.hypot(down, stdtrit(groups - 1, below) * spread))
-        up = float(np.hypot(up, stdtrit(groups - 1, above) * spread))
+        groups, of_reference = reference_J.size, error(reference_J)
+        down = float(np.hypot(down, stdtrit(groups - 1, below) * of_reference))
+        up = float(np.hypot(up, stdtrit(groups - 1, above) * of_reference))
     return Difference(mean, mean - down, mean + up)
+
+
+def error(better_N: Array, reference_J: Array | None = None) -> float:
+    """Return the standard error of the mean of paired differences; ``reference_J`` as in ``difference``."""
+    errors = [float(values.std(ddof=1)) / np.sqrt(values.size) for values in (better_N, reference_J) if values is not None]
+    return float(np.hypot(*errors)) if len(errors) == 2 else errors[0]
+
+
+def _quantile(t_B: Array, confidence: float, n: int) -> float:
+    """Return the quantile of the resamples. Beyond their reach it grows as that of Student's t does."""
+    found = float(np.quantile(t_B, min(confidence, REACH)))
+    return found * float(stdtrit(n - 1, confidence) / stdtrit(n - 1, REACH)) if confidence > REACH else found
 
 
 def _studentised(centred_N: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from remint.evaluation.evidence import Evidence
@@ -11,11 +11,13 @@ from remint.promotion import comparable
 from remint.promotion.comparable import Part
 from remint.promotion.decision import RuleResult
 from remint.promotion.leaked import leakage_reason
-from remint.promotion.paired import Difference, difference, seed_margin
+from remint.promotion.paired import Difference, difference, error, seed_margin
 from remint.promotion.suggestion import suggest
+from remint.promotion.trials import Night, Past, Trial, draws, following
 from remint.records import Leakage, MetricValue
 from remint.settings.judging import MIN_SEEDS, Bound, Improve, PromotionSettings
 from remint.settings.shadow import ServingSettings
+from remint.stores.ledger.seen import sha256
 from remint.stores.ledger.spreads import SeedSpread
 
 GUARD_CONFIDENCE = 0.95
@@ -48,6 +50,8 @@ class Case:
     champion_leakage: Leakage | None
     obstacle: str | None
     part: Part | None
+    past: Past
+    trial: Trial | None = None  # of with_trial
 
     @property
     def compared(self) -> Evidence:
@@ -148,31 +152,79 @@ def improve(case: Case, rule: Improve) -> list[Ruling]:
 
 
 def _improve_one(case: Case, rule: Improve, metric: str) -> Ruling:
-    level = case.level / len(rule.metrics)
-    margin, words = _margin(case, rule, metric, 1.0 - level)
-    luck = margin if rule.margin == "auto" and margin is not None else 0.0  # what seeds explain, they explain on both sides
+    trial, auto = case.trial, rule.margin == "auto"
+    level = trial.level if trial else case.level / len(rule.metrics)
+    margin = 0.0 if rule.margin == "auto" else rule.margin
+    nights = (trial.evidence.get(metric, 0.0), trial.needed) if trial and auto else None
+    seeds = case.spread.values.get(metric, ()) if case.spread and auto else ()
+    luck = seed_margin(seeds, 1.0 - level) if len(seeds) >= MIN_SEEDS else 0.0  # seeds explain as much on the other side
 
     def judge(gain: Difference) -> tuple[State, str]:
-        if margin is not None and gain.low > margin:
-            return "holds", f"shown to be better{words}"
-        if gain.high < min(margin or 0.0, 0.0) - luck:
-            return "broken", f"shown to be worse{words if luck else ''}"
-        return "open", f"not shown to be better{words}"
+        if gain.high < min(margin, 0.0) - luck:
+            return "broken", "shown to be worse" + (f" by more than {luck:.4f}, the luck of seeds" if luck else "")
+        if not auto:
+            words = f" by more than {margin:g}" if margin else ""
+            return ("holds", f"shown to be better{words}") if gain.low > margin else ("open", f"not shown to be better{words}")
+        return _beyond_luck(case, metric, gain)
 
-    return _paired(case, "improve", metric, level, margin, judge)
+    ruling = _paired(case, "improve", metric, level, margin, judge)
+    return Ruling(ruling.state, ruling.result.model_copy(update={"nights": nights if ruling.result.difference else None}))
 
 
-def _margin(case: Case, rule: Improve, metric: str, confidence: float) -> tuple[float | None, str]:
-    """Return by how much the challenger must be better (None: not known), and the same in words."""
-    if rule.margin != "auto":
-        return rule.margin, f" by more than {rule.margin:g}" if rule.margin else ""
-    seeds = case.spread.values.get(metric, ()) if case.spread else ()
-    if len(seeds) < MIN_SEEDS:
-        missing = f"the spread of {metric} over seeds was not measured: run remint spread {case.model}"
-        return None, f" than seed-to-seed variation explains: {missing}"
-    margin = seed_margin(seeds, confidence)
-    measured = "" if case.spread and case.spread.recipe == case.recipe else ", measured with other settings than today's"
-    return margin, f" by more than {margin:.4f}, the seed-to-seed variation ({len(seeds)} seeds){measured}"
+def _beyond_luck(case: Case, metric: str, gain: Difference) -> tuple[State, str]:
+    """Return whether a challenger is better than seeds and examples explain. Its trial has the evidence of all nights."""
+    assert case.trial is not None, "with_trial came first"
+    if metric not in case.trial.evidence:
+        return "open", "not judged, because another rule failed"
+    evidence, needed = case.trial.evidence[metric], case.trial.needed
+    words = f"better than the luck of seeds explains (evidence {evidence:.3g}, {needed:g} is enough)"
+    if evidence >= needed and gain.low > 0.0:
+        return "holds", f"shown to be {words}"
+    if evidence >= needed:
+        return "open", f"{words}, but not shown to be better on other held-out examples"
+    known = draws(case.past.trials, case.trial, metric).degrees >= MIN_SEEDS - 1
+    missing = "" if known else f": the spread of {metric} over seeds was not measured: run remint spread {case.model}"
+    return "open", f"not shown to be {words}{missing}"
+
+
+def with_trial(case: Case) -> Case:
+    """Return the case with its trial. It has no gains if nothing was compared, or if the comparison does not count."""
+    rule, leaks = case.rules.improve, case.challenger.report.leakage
+    sound = not (case.is_champion or case.training_failure or case.incomparable or leaks is None)
+    sound = sound and leaks is not None and leaks.share <= case.rules.leakage
+    measured = {metric: _gain(case, metric) for metric in (rule.metrics if rule and sound else ())}
+    gains = {metric: gain for metric, gain in measured.items() if gain is not None}
+    better = {metric: case.compared.report.metrics[metric].better for metric in gains}
+    seeds = {metric: case.past.seeds(case.spread, metric, better[metric]) for metric in gains}
+    night = Night(
+        key=case.challenger.report.model_key,
+        recipe=case.recipe,
+        champion=case.champion_version,
+        champion_recipe=case.past.champion_recipe,
+        confidence=1.0 - case.level,
+        auto=rule is not None and rule.margin == "auto",
+        fresh=case.past.fresh,
+        metrics=len(rule.metrics) if rule else 1,
+        gains=gains,
+        seeds={metric: own for metric, (own, _) in seeds.items() if own},
+        other_seeds={metric: other for metric, (_, other) in seeds.items() if other},
+        sample=sha256(case.past.seen_first),
+    )
+    return replace(case, trial=following(case.past.trials, night))
+
+
+def _gain(case: Case, metric: str) -> tuple[float, float] | None:
+    """Return by how much the challenger is better, and the standard error; None if the two cannot be compared."""
+    sides = (case.compared, case.champion)
+    if case.champion is None or any(comparable.measured(side, metric, "")[0] is None for side in sides if side is not None):
+        return None
+    if comparable.incomparable_reason(case.compared, case.champion, metric):
+        return None
+    better = case.compared.report.metrics[metric].better
+    keys = (metric, comparable.reference_of(metric))
+    gain_N, gain_J = (comparable.gain(case.compared, case.champion, key, better) for key in keys)
+    assert gain_N is not None, "both sides were measured"
+    return float(gain_N.mean()), error(gain_N, gain_J)
 
 
 def never_worse(case: Case, metric: str) -> Ruling:
@@ -215,6 +267,6 @@ def _paired(
     state, words = judge(gain)
     sides = f"{metric} {ours.text()} against the champion's {theirs.text()}"
     tries = f", one of {case.comparisons} comparisons" if case.comparisons > 1 else ""
-    reason = f"{sides}: {words}, difference {gain.text()} at {1.0 - case.level:.0%}{tries}"
+    reason = f"{sides}: {words}, difference {gain.text()} at {100.0 * (1.0 - level):.4g}%{tries}"
     found = {"reason": reason, "difference": (gain.value, gain.low, gain.high), "margin": margin}
     return Ruling(state, result.model_copy(update={"passed": state == "holds", **found}))

@@ -20,7 +20,7 @@ from remint.promotion.outcome import Outcome, outcome
 from remint.promotion.page import since, write
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.promotion.retraining import Retraining, timed
-from remint.records import digest
+from remint.records import canonical, digest
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.ledger.row import LedgerRow
@@ -38,7 +38,7 @@ def settle(job: Retraining, version: ModelVersion, evidence: Evidence, judgement
             try:
                 # Written before the row: if this process dies, the next run finishes the updates from this file.
                 judgement.decision.write(_pending(job, version.version))
-                row = _append(job, evidence, judgement.decision)
+                row = _append(job, evidence, judgement)
                 break
             except ChampionChanged:  # the champion changed, or a person vetoed the version
                 judgement = judge_version(job, version, evidence)
@@ -71,8 +71,9 @@ def _update(job: Retraining, version: ModelVersion, judgement: Judgement, row: L
     pending.rename(folder / DECISION)
 
 
-def _append(job: Retraining, evidence: Evidence, decision: Decision) -> LedgerRow:
+def _append(job: Retraining, evidence: Evidence, judgement: Judgement) -> LedgerRow:
     job.lease.confirm()
+    decision = judgement.decision
     why = "\n".join([*decision.reasons, *([f"reason given: {job.reason}"] if job.reason else [])])
     return job.ledger.append(
         model=job.pipeline,
@@ -83,6 +84,8 @@ def _append(job: Retraining, evidence: Evidence, decision: Decision) -> LedgerRo
         why=why,
         evidence=evidence_key(job, evidence),
         decision=decision.digest,
+        trial=canonical(decision.trial.to_json()) if decision.trial else "",
+        seen=judgement.seen_first,
         expected_champion=decision.champion,
     )
 

@@ -294,6 +294,9 @@ class Recipe(Settings):
 
     def without_seed(self) -> dict[str, Any]:
         """Return ``resolved()`` without the seed: equal for trainings that differ only by chance."""
-        resolved = self.resolved()
-        del resolved["training"]["seed"]
-        return resolved
+        return without_seed(self.resolved())
+
+
+def without_seed(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Return a resolved recipe without its seed."""
+    return {**resolved, "training": {key: value for key, value in resolved.get("training", {}).items() if key != "seed"}}

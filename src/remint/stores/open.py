@@ -8,6 +8,7 @@ from remint.errors import NotFoundError
 from remint.runtime.home import Home
 from remint.settings.base import did_you_mean
 from remint.stores.ledger.chain import Ledger, projection
+from remint.stores.ledger.seen import SeenExamples
 from remint.stores.ledger.serving_events import ServingEvents
 from remint.stores.ledger.shadow_counts import ShadowCountsTable
 from remint.stores.ledger.spreads import Spreads
@@ -28,6 +29,10 @@ def open_serving_events(home: Home, *, make: bool = True) -> ServingEvents:
 
 def open_shadow_counts(home: Home, *, make: bool = True) -> ShadowCountsTable:
     return ShadowCountsTable(home.ledger_url, make=make)
+
+
+def open_seen_examples(home: Home) -> SeenExamples:
+    return SeenExamples(home.ledger_url)
 
 
 def open_spreads(home: Home) -> Spreads:

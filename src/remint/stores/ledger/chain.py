@@ -22,6 +22,7 @@ from remint.stores.ledger import collected
 from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.schema import ledger as _rows
 from remint.stores.ledger.schema import open_database
+from remint.stores.ledger.seen import insert as insert_seen
 from remint.stores.ledger.stored import checked, moved_or_changed, row_digest, unchanged
 
 CHAMPION_ACTIONS = frozenset({"promoted", "rolled_back"})  # all other rows leave the champion as it is
@@ -48,6 +49,8 @@ class Ledger:
         why: str,
         evidence: str,  # digest of the decision's evidence; "" for a person's act
         decision: str = "",  # digest of the Decision; "" for a person's act
+        trial: str = "",  # Trial as canonical JSON
+        seen: str = "",  # held-out examples that the decision saw first (stores/ledger/seen.py)
         expected_champion: int | None,  # champion that the decision was made against
         newest: str | None = None,  # hash of the model's newest row that a person saw, "" if there was none; None: any
         settles: str | None = None,  # hash of the newest row about the version, if the decision follows from that row
@@ -67,7 +70,7 @@ class Ledger:
             raise ValueError(f"promoting version {version} makes it champion: it cannot set {champion_after}")
         moment = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="microseconds")
         entry = {"model": model, "action": action, "version": version, "who": who, "why": why, "evidence": evidence}
-        entry |= {"decision": decision, "at": moment}
+        entry |= {"decision": decision, "trial": trial, "at": moment}
         attempted = False
 
         def transaction() -> LedgerRow:
@@ -86,6 +89,8 @@ class Ledger:
                     _refuse_settled(connection, model, version, settles)
                 row = _following(last, entry, expected_champion, champion_after)
                 connection.execute(_rows.insert().values(**row.to_json()))
+                if seen:
+                    insert_seen(connection, model, row.sequence, seen)
                 return row
 
         return self._database.run(transaction)
