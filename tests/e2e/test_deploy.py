@@ -35,7 +35,7 @@ def test_what_a_person_paused_stays_paused_and_an_interval_keeps_its_start(clien
     params = scheduled(digits_vae={"interval": WEEK}, digits_flow={"cron": "0 3 * * *"})
     first = deployed(home, params)
     assert {change.action for change in first.values()} == {"new"}
-    assert all("the next scheduled run measures it by 3 trainings" in str(change.warning) for change in first.values())
+    assert all("the next scheduled run measures it by 5 trainings" in str(change.warning) for change in first.values())
     vae, flow = (client.read_deployment_by_name(f"retrain/digits-{name}") for name in ("vae", "flow"))
     client.pause_deployment(vae.id)
     client.update_deployment_schedule(flow.id, flow.schedules[0].id, active=False)

@@ -24,7 +24,8 @@ def test_an_automatic_margin_is_the_seed_to_seed_variation(served_team: Team) ->
     )
     assert not outcome["trained"] and not outcome["unchanged"], "the gate has something new to go by"
     assert spread["values"]["nll"][0] == outcome["metrics"]["nll"]["value"], "the first seed is the pipeline's own"
-    assert f"by more than {spread['margins']['nll']:.4f}, the seed-to-seed variation (3 seeds)" in json.dumps(outcome["decision"])
+    said = json.dumps(outcome["decision"])
+    assert "better than seed-to-seed variation explains (evidence " in said and "try 1 of digits-flow: cost 61.44%" in said
 
 
 @pytest.mark.soak
@@ -37,7 +38,7 @@ def test_the_first_scheduled_run_measures_the_variation_by_itself(lone_team: Tea
     stack = Stack(lone_team, tmp_path / "log")
     try:
         typed = lone_team.remint("run", "digits-flow")
-        assert "the next scheduled run measures it by 3 trainings" in " ".join((typed.stdout + typed.stderr).split())
+        assert "the next scheduled run measures it by 5 trainings" in " ".join((typed.stdout + typed.stderr).split())
         deployment = stack.deployment("digits-flow")
         body = {"parameters": deployment["parameters"]}
         run = str(stack.request(f"/deployments/{deployment['id']}/create_flow_run", body)["id"])
@@ -46,5 +47,5 @@ def test_the_first_scheduled_run_measures_the_variation_by_itself(lone_team: Tea
     finally:
         stack.stop()
     (outcome,) = lone_team.json("run", "digits-flow", "--set", "training.steps=121")
-    assert "the seed-to-seed variation (3 seeds)" in json.dumps(outcome["decision"])
+    assert "better than seed-to-seed variation explains (evidence " in json.dumps(outcome["decision"])
     assert len(lone_team.json("models", "digits-flow")) == 2, "the seeds registered nothing"

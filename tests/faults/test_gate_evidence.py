@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def champion(trained_flow: TrainedFlow, tmp_path_factory: pytest.TempPathFactory
     """Evidence of the flow as champion, measured with these data, under another key, like an older version."""
     found = evaluate_flow(trained_flow, tmp_path_factory.mktemp("champion"))
     return Evidence(found.report.model_copy(update={"model_key": "former"}), found.values)
+
+
+def test_a_likelihood_is_measured_again_where_nothing_is_chosen(trained_flow: TrainedFlow, tmp_path: Path) -> None:
+    dataset = trained_flow.dataset
+    with_calibration = replace(dataset, calibration=dataset.validation)
+    found = evaluate_flow(trained_flow, tmp_path / "both", dataset=with_calibration).report
+    there = evaluate_flow(trained_flow, tmp_path / "there", dataset=replace(dataset, held_out=dataset.validation)).report
+    unchosen, expected = found.context["nll_calibration"], there.metrics["nll"]
+    assert (unchosen.value, unchosen.low, unchosen.high, unchosen.n) == (expected.value, expected.low, expected.high, expected.n)
+    assert found.metrics["nll"].value != unchosen.value
+    assert "nll_calibration" not in evaluate_flow(trained_flow, tmp_path / "none").report.context
 
 
 def assert_not_promoted(trial: Trial, verdict: str) -> None:

@@ -428,7 +428,9 @@ def test_an_automatic_margin_asks_for_more_than_the_luck_of_seeds() -> None:
     deviation = np.std([1.90, 1.91, 1.89, 1.92, 1.88], ddof=1)
     champion = evidence(1.9, key="champion", noise=2)
     lucky, better = (decide(evidence(1.9 - times * deviation), champion, AUTO, spread=seeds, recipe="new") for times in (3, 30))
-    assert lucky.verdict == "kept" and "not shown to be better than the luck of seeds explains (evidence " in lucky.reasons[0]
+    assert (
+        lucky.verdict == "kept" and "not shown to be better than seed-to-seed variation explains (evidence " in lucky.reasons[0]
+    )
     assert better.verdict == "promoted" and better.evidence["spread"] == seeds.digest
     assert better.rules[-1].nights is not None and better.rules[-1].nights[0] >= better.rules[-1].nights[1] == pytest.approx(20.0)
     margin = stdtrit(4, 1 - 0.05 * share(1)) * np.sqrt(2.0) * deviation

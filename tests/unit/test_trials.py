@@ -45,6 +45,8 @@ def test_a_replay_of_the_same_weights_costs_nothing_and_counts_once() -> None:
     assert (again.number, again.weight, again.spent, again.asked) == (1, 0.0, first.spent, first.asked)
     assert draws([first], again, "nll").nights_N == (0.3,)
     assert other.number == 2 and draws([first, again], other, "nll").nights_N == (0.3, 0.2)
+    last = following([first, again, other], night("a", 0.3))
+    assert draws([first, again, other], last, "nll").nights_N == (0.3, 0.2)
 
 
 def test_another_metric_or_champion_resets_no_budget() -> None:

@@ -14,6 +14,7 @@ from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import extractors, representation, translation
 from remint.evaluation.context import AnomalyScores, EvaluationContext, Measurement, Metric
 from remint.evaluation.evidence import Evidence
+from remint.evaluation.exhibits import LIKELIHOODS
 from remint.evaluation.metrics import PROTOCOLS, metric_of
 from remint.evaluation.progress import Progress
 from remint.models.bundle import load_model
@@ -22,6 +23,8 @@ from remint.records import EvaluationReport, MetricValue, TrainedModel
 from remint.settings import plugins
 from remint.settings.catalogue import Facts
 from remint.settings.judging import EvaluationSettings
+
+ON_CALIBRATION = "_calibration"  # end of the name of a likelihood on the calibration split, in the report's context
 
 
 def evaluate(
@@ -106,7 +109,8 @@ def measure(
         name: (plugins.facts_of(metric), compute) for metric in metrics for name, compute in chosen[metric].context.items()
     }
     probed = representation.can_probe(model, context)
-    progress = Progress(len(passes) + len(compute_baseline) + probed, speaks=context.world.leads)
+    unchosen = {run: name for run, name in passes.items() if name in LIKELIHOODS and context.dataset.calibration is not None}
+    progress = Progress(len(passes) + len(compute_baseline) + probed + len(unchosen), speaks=context.world.leads)
     # A copy with a new array cache, which is deleted when this function returns.
     context = replace(context, metrics=frozenset(metrics), progress=progress)
     measured: dict[str, Measurement] = {}
@@ -123,8 +127,23 @@ def measure(
         with progress.begin("probe"):
             found = representation.probes(model, context)
         baselines |= {name: _value(name, representation.FACTS, value, context) for name, value in found.items()}
+    for run, name in unchosen.items():
+        with progress.begin(f"{name}{ON_CALIBRATION}"):
+            again = run(model, _on_calibration(context))
+        names = [each for each in metrics if each in again]
+        baselines |= {f"{each}{ON_CALIBRATION}": _value(each, plugins.facts_of(each), again[each], context) for each in names}
     progress.end()
     return measured, baselines
+
+
+def _on_calibration(context: EvaluationContext) -> EvaluationContext:
+    """Return the context of the calibration split, on which no decision is made.
+
+    A champion was chosen on the held-out split, so its value there flatters it. Here it does not.
+    """
+    split = context.dataset.calibration
+    assert split is not None, "the caller looks"
+    return replace(context, dataset=replace(context.dataset, held_out=split))
 
 
 def _metric(name: str, model: object, pipeline: str) -> Metric:

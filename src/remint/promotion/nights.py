@@ -1,4 +1,4 @@
-"""Evidence of many nights that retrained models are better than the luck of a seed explains.
+"""Evidence of many nights that retrained models are better than seed-to-seed variation explains.
 
 Each night's gain is a draw: by how much the challenger's metric is better than the champion's. While the recipe and the law of
 the data stay the same, the gains of all nights, of further seeds, and the champion's own gain of 0 have one distribution. The

@@ -161,7 +161,7 @@ def _improve_one(case: Case, rule: Improve, metric: str) -> Ruling:
 
     def judge(gain: Difference) -> tuple[State, str]:
         if gain.high < min(margin, 0.0) - luck:
-            return "broken", "shown to be worse" + (f" by more than {luck:.4f}, the luck of seeds" if luck else "")
+            return "broken", "shown to be worse" + (f" by more than {luck:.4f}, the seed-to-seed variation" if luck else "")
         if not auto:
             words = f" by more than {margin:g}" if margin else ""
             return ("holds", f"shown to be better{words}") if gain.low > margin else ("open", f"not shown to be better{words}")
@@ -177,7 +177,7 @@ def _beyond_luck(case: Case, metric: str, gain: Difference) -> tuple[State, str]
     if metric not in case.trial.evidence:
         return "open", "not judged, because another rule failed"
     evidence, needed = case.trial.evidence[metric], case.trial.needed
-    words = f"better than the luck of seeds explains (evidence {evidence:.3g}, {needed:g} is enough)"
+    words = f"better than seed-to-seed variation explains (evidence {evidence:.3g}, {needed:g} is enough)"
     if evidence >= needed and gain.low > 0.0:
         return "holds", f"shown to be {words}"
     if evidence >= needed:

@@ -127,7 +127,8 @@ def draws(earlier: Sequence[Trial], trial: Trial, metric: str) -> Draws:
     """Return the gains over tonight's champion of its own recipe and of tonight's, once for each weights."""
     night = trial.night
     compared = [each for each in (*_against(earlier, night), trial) if metric in each.night.gains]
-    series = list({each.night.key: each for each in reversed(compared)}.values())[::-1]  # the first of each weights
+    first = {each.night.key: each for each in reversed(compared)}
+    series = [each for each in compared if first[each.night.key] is each]  # each weights once
     own = [each for each in series if each.night.recipe == night.champion_recipe]
     nights = own if night.recipe == night.champion_recipe else [each for each in series if each.night.recipe == night.recipe]
     before = (0.0, *night.seeds.get(metric, ()))

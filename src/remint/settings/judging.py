@@ -115,11 +115,11 @@ class Bound(Settings):
 
 
 class Improve(Settings):
-    """Rule that the challenger must be better by more than ``margin`` with this confidence."""
+    """Rule that the challenger must be better by more than ``margin``, with this confidence over the life of the model."""
 
     metric: str | list[str]  # one metric, or several of which one must improve
-    margin: float | Literal["auto"] = 0.0  # auto: the difference between two seeds, as measured by remint spread
-    seeds: Annotated[int, Field(ge=0, le=100)] = 3  # trainings by which a scheduled run measures that once; 0: only remint spread
+    margin: float | Literal["auto"] = 0.0  # auto: more than seed-to-seed variation explains
+    seeds: Annotated[int, Field(ge=0, le=100)] = 5  # trainings by which a scheduled run measures that once; 0: only remint spread
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
 
     @property

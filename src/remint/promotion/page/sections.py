@@ -35,6 +35,7 @@ def verdict(story: Story) -> View:
     trained = story.challenger.trained
     rules = sorted(decision.rules, key=lambda rule: list(words.RULES).index(rule.rule))
     ordered = [rule.reason for rule in rules if rule.reason in decision.reasons]
+    ordered += [reason for reason in decision.reasons if reason not in ordered]  # of no rule: the try and its cost
     return {
         "kind": decision.verdict,
         "title": title,
@@ -98,10 +99,22 @@ def metrics(story: Story) -> list[View]:
                 "champion": _value(theirs, places),
                 "chart": bars.intervals(both, _marks(story, name, ours)),
                 "difference": _difference(rule.difference if rule else None),
+                "unchosen": _unchosen(story, name, places),
                 "gain": bars.difference(rule.difference, rule.margin) if rule and rule.difference else None,
             }
         )
     return rows
+
+
+def _unchosen(story: Story, name: str, places: int) -> str:
+    """Return a sentence with a likelihood on the calibration split, which chose no version; "" if it was not measured there."""
+    said = []
+    for who, side in sides(story):
+        found = side.report.context.get(f"{name}_calibration")
+        if found is not None:
+            beyond = words.signed(found.value - side.report.metrics[name].value, places)
+            said.append(f"{who} {words.number(found.value, places)} {words.interval(found, places)}, {beyond} from held-out")
+    return f"on calibration examples, which chose no version: {'; '.join(said)}" if said else ""
 
 
 def _marks(story: Story, name: str, value: MetricValue) -> list[tuple[str, float]]:
@@ -110,7 +123,7 @@ def _marks(story: Story, name: str, value: MetricValue) -> list[tuple[str, float
     for other, context in story.challenger.report.context.items():
         if other == f"{name}_floor":
             marks.append(("real data", context.value))
-        elif value.unit and context.unit == value.unit:
+        elif value.unit and context.unit == value.unit and not other.endswith("_calibration"):
             marks.append((other, context.value))
     bound = story.rules.require.get(name)
     marks += [("required", limit) for limit in ((bound.min, bound.max) if bound else ()) if limit is not None]

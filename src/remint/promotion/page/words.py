@@ -71,7 +71,7 @@ def asked(rule: RuleResult, rules: PromotionSettings) -> str:
         return " and ".join(limits + ([f"at most {bound.max:g}"] if bound.max is not None else []))
     if rule.rule == "improve" and rules.improve is not None:
         known = f" by more than {rule.margin:.4g}" if rule.margin else ""
-        return f"shown better{known}" + (", the seed-to-seed variation" if rules.improve.margin == "auto" else "")
+        return f"shown better{known}" + (" than seed-to-seed variation explains" if rules.improve.margin == "auto" else "")
     if rule.rule == "never_worse" and rule.metric in rules.never_worse:
         return f"shown worse by at most {rules.never_worse[rule.metric]:g}"
     if rule.rule == "leakage":
