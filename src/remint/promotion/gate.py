@@ -21,9 +21,12 @@ metrics share that level. One comparison that shows the challenger worse is enou
 level. The guards need no correction to hold: chance would have to pass all of them.
 
 An interval over examples leaves out the randomness of training. Two trainings that differ in the seed alone do differ, and
-with ``margin: 0`` the luckier one is promoted each time. ``margin: auto`` asks for more than the seed-to-seed variation that
-``remint spread`` recorded (paired.seed_margin); without a record nothing is shown to be better. A challenger that is worse by
-less than that variation is kept, not refused.
+with ``margin: 0`` the luckier one is promoted each time. ``margin: auto`` asks for more than seed-to-seed variation explains:
+the gains of all nights over one champion, and of the seeds that ``remint spread`` recorded, are held together
+(promotion/nights.py). A challenger that is worse by less than that variation is kept, not refused.
+
+A schedule asks the same question every night. So the error level is one for the life of the model, and each try takes its
+share (promotion/trials.py). The levels of the guards, and of a refusal, are those of one decision.
 
 A version that a person rejected or rolled back is refused at any numbers, until a person promotes it.
 
