@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from remint.promotion.page.render import render
 from remint.runtime.home import Home
 from remint.runtime.retry import wait_until
 from remint.serving.load import load_version
@@ -24,6 +25,7 @@ from tests.support.calibrated_cases import calibrated_model
 from tests.support.console_cases import HEADER, NAME, TOKEN
 from tests.support.models_cases import CASES
 from tests.support.promotion_cases import copy_home
+from tests.unit.test_page import STORIES
 
 pytestmark = [needs_chromium, pytest.mark.usefixtures("forked")]
 AXE = Path(console_cases.__file__).with_name("axe-core") / "axe.min.js"
@@ -96,6 +98,15 @@ def test_every_page_opens_without_faults_and_is_accessible(browser: Browser, add
         assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"], path  # type: ignore[index]
     tab.page.context.close()
     assert not tab.faults
+
+
+def test_the_report_of_a_decision_fits_a_phone(browser: Browser) -> None:
+    page = browser.new_context(**LOOKS["dark phone"]).new_page()
+    for name, story in STORIES.items():
+        page.set_content(render(story()))
+        assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), name
+        assert page.evaluate("innerWidth") == 390
+    page.context.close()
 
 
 def test_the_page_of_the_openapi_document_opens_and_asks_a_method(tab: Tab) -> None:
