@@ -23,7 +23,7 @@ from remint.promotion.page import brief
 from remint.promotion.projection import current_version
 from remint.runtime.home import Home
 from remint.stores import git
-from remint.stores.ledger.row import LedgerRow
+from remint.stores.ledger.row import LedgerRow, is_visible
 
 
 class Answer(RunInput):
@@ -80,7 +80,7 @@ def _question(home: Home, ref: str) -> str:
 
 def _carry_out(home: Home, ref: str, answer: Answer) -> LedgerRow:
     name, reason = answer.your_name.strip(), answer.reason.strip()
-    if not name or not reason:
+    if not is_visible(name) or not is_visible(reason):
         raise SettingsError(f"{ref}: an answer needs your_name and a reason for the ledger: start approve again")
     act = decide.promote if answer.decision == "promote" else decide.reject
     return act(home, ref, reason, who=f"{name} via Prefect")

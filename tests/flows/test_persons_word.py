@@ -18,6 +18,7 @@ import pytest
 
 from flows import approval, artifacts
 from flows.artifacts import announce
+from remint.errors import SettingsError
 from remint.evaluation.evidence import Evidence
 from remint.promotion import champion, decide, settlement
 from remint.promotion.judge import Judgement, judge_version
@@ -107,6 +108,13 @@ def run_gate(home: Home, version: int, commit: Commit = CLEAN_COMMIT, events: Ev
 
 def verdict(answer: Outcome) -> tuple[str, bool, int | None]:
     return answer.decision.verdict, answer.unchanged, answer.champion
+
+
+@pytest.mark.parametrize(("name", "reason"), [("\u200b\u3164", "it blurs"), ("ada", "\u2060 ")])
+def test_an_answer_in_prefect_needs_a_name_and_a_reason_that_can_be_seen(home: Home, name: str, reason: str) -> None:
+    answer = approval.Answer(decision="reject", reason=reason, your_name=name)
+    with pytest.raises(SettingsError, match="an answer needs your_name and a reason"):
+        approval._carry_out(home, f"{MODEL}/2", answer)
 
 
 def test_the_next_scheduled_run_does_not_promote_a_rolled_back_version(home: Home) -> None:

@@ -321,6 +321,7 @@ def test_a_decision_while_the_bytes_are_verified_wins(home: Home, server: Runnin
 REFUSED: dict[str, tuple[dict[str, str], int, str]] = {
     "another champion": ({"action": "promote", "reason": "r", "against": "2"}, 409, "Nothing was written"),
     "no reason": ({"action": "promote", "reason": "  "}, 422, "a decision needs a reason"),
+    "an invisible reason": ({"action": "promote", "reason": "\u200b\u2060\ufe0f"}, 422, "a decision needs a reason"),
     "no action": ({"reason": "r"}, 422, "expected the action promote or reject"),
     "a long reason": ({"action": "reject", "reason": "r" * 2001}, 422, "at most 2,000 characters"),
     "a huge number": ({"action": "promote", "reason": "r", "against": "9" * 5000}, 422, "expected the number of a version"),
@@ -340,6 +341,7 @@ NOBODY: dict[str, Any] = {
     "no name": {"authorization": ADA["authorization"]},
     "two names": [("authorization", ADA["authorization"]), (HEADER, "Ada"), (HEADER, "Eve")],
     "an empty name": {**ADA, HEADER: " "},
+    "an invisible name": {**ADA, HEADER: " \u200b\u2060\u3164 ".encode()},
 }
 
 

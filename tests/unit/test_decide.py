@@ -54,6 +54,17 @@ def rows(home: Home) -> list[LedgerRow]:
     return open_ledger(home).rows(MODEL)
 
 
+@pytest.mark.parametrize("reason", ["", " \t", "\u200b\u00ad\ufeff", "\u3164\u2800"])
+def test_a_decision_needs_a_reason_that_can_be_seen(home: Home, reason: str) -> None:
+    cases.record_decision(home, "promoted", 1)
+    ref = f"{MODEL}/2"
+    acts = (lambda: decide.promote(home, ref, reason), lambda: decide.reject(home, ref, reason))
+    for act in (*acts, lambda: decide.rollback(home, MODEL, reason)):
+        with pytest.raises(SettingsError, match="a decision needs a reason"):
+            act()
+    assert len(rows(home)) == 1
+
+
 @pytest.mark.slow
 def test_a_person_promotes_a_version_that_awaits_approval(home: Home) -> None:
     """A fresh process loads the promoted model, because no record says that one has loaded it before."""

@@ -20,7 +20,7 @@ from remint.runtime.home import Home
 from remint.serving import fresh
 from remint.stores.ledger.chain import CHAMPION_ACTIONS, Ledger, describe, veto
 from remint.stores.ledger.collected import CollectedVersions
-from remint.stores.ledger.row import LedgerRow
+from remint.stores.ledger.row import LedgerRow, is_visible
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_ledger, open_tracking
 
@@ -47,6 +47,7 @@ def promote(
     explicit ``against`` skips this check), IntegrityError if the bytes are missing or damaged, SettingsError if the version is
     the champion already. Each error means that nothing was written.
     """
+    _check_reason(reason)
     version, book = current_version(home, ref), open_ledger(home)
     book.check_seen(version.name, newest)
     rows, present = book.rows(version.name, version.version), book.champion(version.name)
@@ -84,6 +85,7 @@ def reject(home: Home, ref: str, reason: str, who: str | None = None, newest: st
 
     Raises SettingsError if it is the champion, and DecidedMeanwhile as ``promote`` does.
     """
+    _check_reason(reason)
     version, book = current_version(home, ref), open_ledger(home)
     book.check_seen(version.name, newest)
     while True:
@@ -116,6 +118,7 @@ def rollback(home: Home, name: str, reason: str, who: str | None = None, newest:
     ChampionChanged if the champion changed meanwhile, DecidedMeanwhile as ``promote`` does. Each error means that nothing was
     written.
     """
+    _check_reason(reason)
     sync_mlflow_to_ledger(home, name)
     book = open_ledger(home)
     book.check_seen(name, newest)
@@ -150,6 +153,11 @@ def rollback(home: Home, name: str, reason: str, who: str | None = None, newest:
         raise ChampionChanged(f"{now}, no longer {name}/{present}. Nothing was written. Check it, and roll back again") from None
     sync_mlflow_to_ledger(home, name)
     return row
+
+
+def _check_reason(reason: str) -> None:
+    if not is_visible(reason):
+        raise SettingsError("a decision needs a reason, which the ledger keeps")
 
 
 def newest_judgement(rows: list[LedgerRow]) -> LedgerRow | None:

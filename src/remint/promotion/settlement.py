@@ -23,7 +23,7 @@ from remint.promotion.retraining import Retraining, timed
 from remint.records import canonical, digest
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import CollectedVersions
-from remint.stores.ledger.row import LedgerRow
+from remint.stores.ledger.row import LedgerRow, is_visible
 from remint.stores.mlflow import ModelVersion, VersionTags
 from remint.stores.open import open_serving_events
 
@@ -74,7 +74,7 @@ def _update(job: Retraining, version: ModelVersion, judgement: Judgement, row: L
 def _append(job: Retraining, evidence: Evidence, judgement: Judgement) -> LedgerRow:
     job.lease.confirm()
     decision = judgement.decision
-    why = "\n".join([*decision.reasons, *([f"reason given: {job.reason}"] if job.reason else [])])
+    why = "\n".join([*decision.reasons, *([f"reason given: {job.reason}"] if is_visible(job.reason) else [])])
     return job.ledger.append(
         model=job.pipeline,
         action=decision.verdict,

@@ -33,6 +33,7 @@ from remint.serving.console.challengers import Challengers
 from remint.serving.console.facts import facts
 from remint.serving.console.render import render
 from remint.serving.console.source import Source
+from remint.stores.ledger.row import is_visible
 
 SHOWN = 50  # versions and rows on a model's page
 STATIC = Path(__file__).parent / "static"
@@ -164,8 +165,6 @@ class Console:
         form = {"reason": "", "newest": "", **await _form(request)}
         form["reason"] = form["reason"].strip()
         try:
-            if not form["reason"]:
-                raise SettingsError("a decision needs a reason, which the ledger keeps")
             if len(form["reason"]) > LONGEST_REASON:
                 raise SettingsError(f"a reason has at most {LONGEST_REASON:,} characters")
             await asyncio.to_thread(act, form, f"{who} via console")
@@ -211,7 +210,8 @@ class Console:
         names = request.headers.getlist(self.person_header) if self.person_header else []
         if len(names) != 1:
             return ""
-        return names[0].encode("latin-1").decode("utf-8", "replace").strip()[:LONGEST]
+        name = names[0].encode("latin-1").decode("utf-8", "replace").strip()[:LONGEST]
+        return name if is_visible(name) else ""
 
     def _serving(self, name: str) -> dict[str, Any]:
         """Return what this server does with a name."""

@@ -1,7 +1,8 @@
-"""Row of the promotion ledger."""
+"""Row of the promotion ledger, and the rule for what people write into it."""
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -20,6 +21,15 @@ def _moment(text: str) -> str:
     except OverflowError as error:
         raise ValueError(f"{text} is out of range") from error
     return text
+
+
+SHOWN = "LNPS"  # general categories of Unicode that draw something: letters, numbers, punctuation, symbols
+BLANK = "\u115f\u1160\u2800\u3164\uffa0\U0001d159"  # fillers, the blank braille pattern, the null notehead: they draw nothing
+
+
+def is_visible(text: str) -> bool:
+    """Return whether a person can see anything of a name or a reason."""
+    return any(unicodedata.category(each)[0] in SHOWN and each not in BLANK for each in text)
 
 
 Moment = Annotated[str, AfterValidator(_moment)]  # ISO 8601, UTC
