@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,36 @@ def test_the_repositorys_own_params_are_valid() -> None:
     params = load_params(REPOSITORY)
     assert {"digits-flow", "digits-vae", "digits-gan"} <= set(params.pipelines)
     assert params.pipelines["digits-flow"].metrics() == ["nll", "fd_domain"]
+
+
+def numbers(block: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the place of each number with a point, below the blocks of a file."""
+    if isinstance(block, dict):
+        for key, value in block.items():
+            yield from numbers(value, (*path, key))
+    elif isinstance(block, float):
+        yield path
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_no_number_is_nan_or_infinite(content: dict[str, Any], value: float) -> None:
+    content["datasets"] = {"digits": content["datasets"]["digits"]}
+    content["pipelines"] = {name: content["pipelines"][name] for name in ("digits-vae", "digits-gan", "digits-flow")}
+    content["pipelines"]["digits-vae"]["promotion"]["never_worse"] = {"fd_domain": 0.3}
+    content["pipelines"]["digits-gan"]["promotion"]["improve"]["margin"] = 0.1
+    content["pipelines"]["digits-flow"]["serving"] = {"shadow": 0.1}
+    filled = json.loads(validate_params(content).model_dump_json(exclude_none=True))
+    for name, pipeline in validate_params(content).pipelines.items():
+        filled["pipelines"][name]["model"] = pipeline.recipe.resolved()["model"]
+    places = list(numbers(filled))
+    assert len(places) > 40 and ("pipelines", "digits-vae", "promotion", "require", "iwae", "max") in places
+    for *parents, last in places:
+        changed = copy.deepcopy(content)
+        block = functools.reduce(lambda found, key: found.setdefault(key, {}), parents, changed)
+        block[last] = value
+        with pytest.raises(SettingsError) as caught:
+            validate_params(changed)
+        assert "\n" not in str(caught.value) and f"{'.'.join(parents)}.{last}: " in str(caught.value), caught.value
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,16 @@ def test_next_commands_name_a_version_where_there_is_no_champion(champion: int |
     assert line == f"Next: remint why {ref}   remint sample {ref}   remint history m   remint up"
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "1e12"])
+@pytest.mark.parametrize("option", ["--every", "--seconds"])
+def test_a_server_takes_no_time_that_no_clock_can_wait(
+    option: str, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["serve", option, number])
+    assert done.exit_code == 2 and f"Invalid value for '{option}'" in done.output
+
+
 @pytest.mark.parametrize(
     ("trained", "said"),
     [

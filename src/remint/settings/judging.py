@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -125,6 +126,14 @@ class Improve(Settings):
     @property
     def metrics(self) -> list[str]:
         return [self.metric] if isinstance(self.metric, str) else self.metric
+
+    @field_validator("margin", mode="before")
+    @classmethod
+    def _check_margin(cls, margin: Any) -> Any:
+        is_number = isinstance(margin, int | float) and not isinstance(margin, bool)
+        if margin != "auto" and not (is_number and math.isfinite(margin)):
+            raise ValueError(f"expected a number, or auto, not {str(margin)[:100]!r}")
+        return margin
 
     @model_validator(mode="after")
     def _check_metric(self) -> Improve:
