@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from remint.errors import SettingsError
 from remint.promotion import decide
 from remint.promotion.console import Registry
+from remint.promotion.shadow import settings_of
 from remint.records import Change, Drift, MetricValue, canonical
 from remint.runtime.home import Home
 from remint.serving.app import access, run
@@ -110,6 +111,20 @@ def test_the_overview_shows_each_pipeline_and_first_what_needs_a_person(home: Ho
 def test_a_version_that_the_server_refused_needs_a_person(home: Home, server: Running) -> None:
     open_serving_events(home).append(MODEL, "refused", 1, "host-7", "the canary's encode failed")
     assert "host-7 does not serve digits-flow/1: the canary&#39;s encode failed" in server.get("/")
+
+
+@pytest.mark.parametrize("action", ["promoted", "awaiting_shadow"])
+def test_the_page_of_a_model_says_what_this_server_refused_and_why(home: Home, server: Running, action: str) -> None:
+    cases.flip_bit(home, 4)
+    if action == "promoted":
+        cases.append_row(home, "promoted", 4)
+    else:
+        record_waiting(home, waiting(4))
+        server.follower.shadow_settings = settings_of
+    server.follower.look(MODEL)
+    page = server.get(f"/models/{MODEL}")
+    assert "This server answers with version 1" in page and "It refused version 4, and tries again: " in page
+    assert page.count("weights.safetensors") == 3, "there, in the event, and as what needs a person"
 
 
 def test_each_host_that_does_not_serve_needs_a_person_until_it_does(home: Home, server: Running) -> None:

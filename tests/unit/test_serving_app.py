@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from torch import Tensor
 
-from remint.errors import LedgerError, NotFoundError, SettingsError
+from remint.errors import IntegrityError, LedgerError, NotFoundError, SettingsError
 from remint.maintenance.audit.ledger import serving
 from remint.promotion.shadow import settings_of
 from remint.promotion.why import sections, why
@@ -446,6 +447,30 @@ def test_a_version_that_fails_its_checks_is_refused_and_the_present_one_goes_on(
     assert server.post("sample", {}).json() == before and server.http.get(URL).json()["refused"] == 2
     cases.append_row(home, "promoted", 3)
     assert server.look() == 3 and server.http.get(URL).json()["refused"] is None
+
+
+def test_a_champion_that_was_refused_is_tried_again_after_a_growing_pause_and_recorded_once(
+    home: Home, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, tried = [0.0], list[float]()
+    monkeypatch.setattr("remint.serving.app.follow.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def fails(*arguments: Any) -> ServedModel:
+        tried.append(now[0])
+        raise IntegrityError(f"not this time: it is {now[0]:.0f}")
+
+    cases.append_row(home, "promoted", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(follow.load, "of_version", fails)
+        for _ in range(3 * 60):  # in three hours, a look each minute
+            assert server.look() == 1
+            now[0] += 60.0
+    assert (np.diff(tried) / 60).tolist() == [1, 2, 4, 8, 16, 30, 30, 30, 30]
+    assert [(event.event, event.version) for event in ServingEvents(home.ledger_url).of(MODEL)] == [("loaded", 1), ("refused", 2)]
+    assert server.http.get(URL).json()["refused_because"] == f"not this time: it is {tried[-1]:.0f}"
+    now[0] += 1_800.0
+    assert server.look() == 2 and server.http.get(URL).json()["refused"] is None, "its store was repaired"
+    assert ServingEvents(home.ledger_url).of(MODEL)[-1].event == "switched"
 
 
 def test_damaged_bytes_are_refused(home: Home, server: Running) -> None:

@@ -23,7 +23,7 @@ from remint.stores.open import open_ledger, open_shadow_counts
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
 from tests.support.shadow_cases import SERVING, record_waiting, waiting
-from tests.unit.test_serving_app import FAULTS, Running, broken_latents, drawn
+from tests.unit.test_serving_app import FAULTS, URL, Running, broken_latents, drawn
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -182,6 +182,9 @@ def test_a_damaged_version_is_refused_as_a_shadow_and_asked_once_its_store_is_re
     server.look()
     metric = 'remint_refused_version{model="%s"} %.1f'
     assert server.slot.shadow is None and metric % (MODEL, 2) in server.http.get("/metrics").text
+    about = server.http.get(URL).json()
+    assert about["version"] == 1 and about["refused"] == 2 and about["refused_because"].startswith("as a shadow: ")
+    assert server.http.get("/v1/models").json() == [about]
     refused = why(home, f"{MODEL}/2").served[-1]
     assert refused.event == "refused" and refused.why.startswith("as a shadow: ") and "weights.safetensors" in refused.why
     said: list[str] = []
@@ -193,6 +196,7 @@ def test_a_damaged_version_is_refused_as_a_shadow_and_asked_once_its_store_is_re
     monkeypatch.setattr("time.monotonic", lambda now=time.monotonic: now() + RETRY_SECONDS)
     server.look()
     assert server.slot.shadow is not None and metric % (MODEL, 0) in server.http.get("/metrics").text
+    assert server.http.get(URL).json()["refused_because"] is None
     assert judge_waiting(home, MODEL, said.append, lambda *_: None) == [] and "refused it" not in said[1]
 
 

@@ -143,11 +143,8 @@ class Api:
             places = [(asked.seed, index) for index in range(asked.count)]
             return Request(method, y_N=y_N, places=places, options={"temperature": asked.temperature})
         if method == "decode":
-            z_NZ = (
-                formats.examples(kind, raw, asked, served, formats.latents)
-                if kind == formats.NPY
-                else formats.numbers(asked.z, "z")
-            )
+            is_file = kind == formats.NPY
+            z_NZ = formats.examples(kind, raw, asked, served, formats.latents) if is_file else formats.numbers(asked.z, "z")
             z_NZ = served.latents(z_NZ)
             self._check_count(len(z_NZ))
             return Request(method, z_NZ, served.given_classes(asked.of_class, len(z_NZ)))
@@ -189,8 +186,9 @@ class Api:
         version = self._slot(name).version
         if version is None:
             raise HTTPException(503, f"{name} is not loaded yet")
-        refused = self.follower.refused.get(name)
-        return {**version.about, "since": version.since, "decision": version.decision, "refused": refused}
+        refusal = self.follower.refusal(name)
+        refused = {"refused": refusal and refusal.version, "refused_because": refusal and refusal.why}
+        return {**version.about, "since": version.since, "decision": version.decision, **refused}
 
     def ready(self) -> Response:
         missing = [name for name, slot in self.slots.items() if slot.version is None and name not in self.follower.absent]

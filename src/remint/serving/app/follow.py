@@ -5,8 +5,8 @@
          -> the version that awaits shadow -> the same checks -> it answers copies of requests (shadow.py)
 
 The ledger is only read; an alias in MLflow is not followed. What fails keeps the present version, is recorded once as a serving
-event, and is tried again when the ledger names another version; a shadow also after a minute. While a store is away the server
-goes on with what it has, and records its events later.
+event, and is tried again after a minute, then after twice the pause before, up to half an hour: its store may be repaired, or the
+machine was too busy for the canary. While a store is away the server goes on with what it has, and records its events later.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from remint.stores.open import open_ledger, open_serving_events, open_shadow_cou
 ShadowSettings = Callable[[Home, LedgerRow], ServingSettings | None]  # of a version that awaits shadow; None: not known yet
 
 STOP_SECONDS = 5.0
-RETRY_SECONDS = 60.0  # until a refused shadow is tried again: its store may be repaired before its deadline
+RETRY_SECONDS, RETRY_MOST = 60.0, 1_800.0  # first and longest pause until a refused version is tried again
 FAILURES = "report/failures.npz"  # held-out examples of a version's report
 
 
@@ -47,13 +47,17 @@ def no_shadow(_: Home, __: LedgerRow) -> None:
     """Let no version answer copies of requests."""
 
 
-class RefusedShadow(NamedTuple):
-    """A version that awaits shadow and failed its checks."""
+class Refusal(NamedTuple):
+    """A version that failed its checks. Of a shadow another row of the ledger is another subject."""
 
-    request: str  # hash of the ledger's row
+    subject: str  # NAME/7, or the hash of the ledger's row by which it awaits shadow
     version: int
-    why: str
+    why: str  # it failed at the last try
+    pause: float  # seconds
     again: float  # time.monotonic() at which it is tried again
+
+
+Refusals = dict[str, Refusal]  # by name
 
 
 class Unrecorded(NamedTuple):
@@ -80,8 +84,8 @@ class Follower:
     ) -> None:
         self.home, self.slots, self.every, self.device, self.tell = home, slots, every, device, tell
         self.shadow_settings = shadow_settings
-        self.shadows_refused: dict[str, RefusedShadow] = {}  # by name
-        self.refused: dict[str, int] = {}  # by name: the version that was tried and is not served
+        self.champions_refused: Refusals = {}
+        self.shadows_refused: Refusals = {}
         self.absent: dict[str, str] = {}  # by name: the ledger has no such version yet, in words
         self.problems: dict[str, str] = {}  # by name: why the ledger or a store could not be read at the last poll
         self.switches = 0
@@ -114,10 +118,9 @@ class Follower:
         for slot in self.slots.values():
             self._end_shadow(slot)
 
-    def refused_version(self, name: str) -> int:
-        """Return the version that was tried, as a champion or else as a shadow, and failed its checks; 0 if there is none."""
-        shadow = self.shadows_refused.get(name)
-        return self.refused.get(name) or (shadow.version if shadow else 0)
+    def refusal(self, name: str) -> Refusal | None:
+        """Return what was tried, as a champion or else as a shadow, and failed its checks; None if there is none."""
+        return self.champions_refused.get(name) or self.shadows_refused.get(name)
 
     def look(self, name: str, *, first: bool = False) -> None:
         """Switch a name to the version that the ledger names, if that is another one and passes its checks."""
@@ -142,17 +145,16 @@ class Follower:
         slot = self.slots[name]
         version, present = resolve(self.home, slot.ref), slot.version
         if present is not None and present.number == version.version:
-            self.refused.pop(name, None)
+            self.champions_refused.pop(name, None)
             return
-        if self.refused.get(name) == version.version:
+        if self._pauses(self.champions_refused, name, version.ref):
             return
         try:
             served, checked = self._checked(version, present.served if present else None)
         except (IntegrityError, MemoryError) as error:
-            self.refused[name] = version.version
-            self._record(slot.name, version.version, "refused", str(error))
+            self._refuse(self.champions_refused, name, version.ref, version.version, str(error))
             return
-        self.refused.pop(name, None)
+        self.champions_refused.pop(name, None)
         slot.version = Version.from_now(served, version.version, self._decision(version))
         self.switches += present is not None
         self._record(slot.name, version.version, "switched" if present else "loaded", checked)
@@ -170,8 +172,7 @@ class Follower:
             return
         if slot.shadow is not None and slot.shadow.request == row.hash:
             return
-        refused = self.shadows_refused.get(slot.name)
-        if refused is not None and refused.request == row.hash and time.monotonic() < refused.again:
+        if self._pauses(self.shadows_refused, slot.name, row.hash):
             return
         self._end_shadow(slot)
         settings = self.shadow_settings(self.home, row)
@@ -181,15 +182,26 @@ class Follower:
             version = open_tracking(self.home).version(f"{row.model}/{row.version}")
             served, checked = self._checked(version, slot.version.served)
         except (IntegrityError, MemoryError, NotFoundError) as error:  # not found: it was deleted
-            why = f"as a shadow: {error}"
-            self.shadows_refused[slot.name] = RefusedShadow(row.hash, row.version, why, time.monotonic() + RETRY_SECONDS)
-            if refused is None or (refused.request, refused.why) != (row.hash, why):
-                self._record(row.model, row.version, "refused", why)
+            self._refuse(self.shadows_refused, slot.name, row.hash, row.version, f"as a shadow: {error}")
             return
         self.shadows_refused.pop(slot.name, None)
         about = Version.from_now(served, version.version, describe(row))
         slot.shadow = Shadow(about, row.hash, slot.version.number, settings, lambda: slot.idle)
         self._record(row.model, row.version, "shadowed", checked)
+
+    def _pauses(self, refused: Refusals, name: str, subject: str) -> bool:
+        found = refused.get(name)
+        return found is not None and found.subject == subject and time.monotonic() < found.again
+
+    def _refuse(self, refused: Refusals, name: str, subject: str, version: int, why: str) -> None:
+        """Note that a version failed its checks, and when it is tried again. Only its first failure is recorded."""
+        before = refused.get(name)
+        if before is None or before.subject != subject:
+            pause = RETRY_SECONDS
+            self._record(name, version, "refused", why)
+        else:
+            pause = min(RETRY_MOST, 2.0 * before.pause)
+        refused[name] = Refusal(subject, version, why, pause, time.monotonic() + pause)
 
     def _end_shadow(self, slot: Slot) -> None:
         if slot.shadow is None:

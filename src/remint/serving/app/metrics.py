@@ -78,11 +78,11 @@ class Metrics(Requests, Collector):
             ),
         }
         for name, slot in self.slots.items():
+            refused, shadow = self.follower.refusal(name), slot.shadow
             families["remint_version"].add_metric([name], slot.version.number if slot.version else 0)
             families["remint_waiting"].add_metric([name], slot.waiting)
             families["remint_busy_seconds"].add_metric([name], slot.seconds_busy)
-            families["remint_refused_version"].add_metric([name], self.follower.refused_version(name))
-            shadow = slot.shadow
+            families["remint_refused_version"].add_metric([name], refused.version if refused else 0)
             families["remint_shadow_version"].add_metric([name], shadow.version.number if shadow else 0)
             families["remint_shadow_copies"].add_metric([name], shadow.copies if shadow else 0)
             families["remint_shadow_dropped"].add_metric([name], shadow.dropped if shadow else 0)

@@ -220,7 +220,7 @@ class Console:
         return {
             "served": slot is not None,
             "version": version,
-            "refused": follower.refused.get(name),
+            "refused": follower.refusal(name),
             "problem": follower.problems.get(name) or follower.absent.get(name, ""),
         }
 
