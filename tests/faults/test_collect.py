@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,9 @@ from remint.stores.dvc.collect import Object
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import Tracking, VersionTags, removal
-from remint.stores.open import open_ledger, open_tracking
+from remint.stores.open import open_ledger, open_shadow_counts, open_tracking
 from tests.support import collect_cases as cases
+from tests.support import shadow_cases
 from tests.support.collect_cases import World
 from tests.support.promotion_cases import copy_home, mlflow_gc
 from tests.support.s3 import Server
@@ -52,6 +54,32 @@ def make(make_repository: Callable[[dict[str, str]], Path], empty: Path) -> Make
 
 def things(answer: Collection, store: str) -> set[str]:
     return {each.thing for each in answer.garbage if each.store == store}
+
+
+def test_counted_answers_go_a_while_after_their_shadow_ended(make: Make) -> None:
+    world = make(3)
+    book, counts, now = open_ledger(world.home), open_shadow_counts(world.home), datetime.now(UTC)
+    requests = {}
+    waits = {"gone": (9, 90, 80), "old": (1, 60, 40), "recent": (2, 20, 10)}  # version; days ago that it began, that it ended
+    for name, (version, began, ended) in {**waits, "waiting": (1, 5, None)}.items():
+        for action, days in (("awaiting_shadow", began), ("refused", ended)):
+            if days is not None:
+                fields = {"who": "gate", "why": "", "evidence": "e", "champion_after": 3, "expected_champion": 3}
+                row = book.append("m", action, version, at=now - timedelta(days=days), **fields)
+                requests.setdefault(name, row.hash)
+        for part in range(2):
+            counts.append(requests[name], "server", part, shadow_cases.counts(5))
+    assert things(world.gc(older_than=100.0), "ledger") == {requests["gone"]}, "no age helps without a version"
+    listed = world.gc(older_than=30.0)
+    assert things(listed, "ledger") == {requests["gone"], requests["old"]}
+    assert {each.bytes for each in listed.garbage if each.store == "ledger"} == {
+        2 * len(shadow_cases.counts(5).model_dump_json())
+    }
+    assert all(len(counts.of(request)) == 2 for request in requests.values()), "it was only listed"
+    world.gc(apply=True, older_than=30.0)
+    assert [len(counts.of(requests[name])) for name in ("gone", "old", "recent", "waiting")] == [0, 0, 2, 2]
+    world.gc(apply=True)
+    assert counts.of(requests["recent"]) == [] and len(counts.of(requests["waiting"])) == 2
 
 
 def assert_roots_are_whole(world: World, *numbers: int) -> None:

@@ -1,6 +1,7 @@
 """Plan of a collection, and its removal: nothing that a root needs, nothing younger than the limit, nothing in use.
 
-Order of removal: MLflow's versions, runs and files, then folders of HOME and refs of git, then dvc's objects. A killed process
+Order of removal: MLflow's versions, runs and files, then folders of HOME, refs of git and counted answers, then dvc's
+objects. A killed process
 leaves garbage that the next gc finds, but never a visible version without its bytes or its data.
 """
 
@@ -11,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
-from remint.maintenance.gc import data, places
+from remint.maintenance.gc import answers, data, places
 from remint.maintenance.gc.mlflow_inventory import MlflowInventory
-from remint.maintenance.gc.reach import GIT, HOME, MLFLOW, Garbage, Node, unreached
+from remint.maintenance.gc.reach import GIT, HOME, LEDGER, MLFLOW, Garbage, Node, unreached
 from remint.promotion import roots as rooted
 from remint.promotion.roots import Root
 from remint.runtime import jobs
@@ -63,7 +64,7 @@ def plan(home: Home, older_than: float, window: int, say: Say) -> Plan:
     fixed: list[Node] = [(MLFLOW, root.version.ref) for root in roots]
     fixed += [(MLFLOW, ref) for ref, version in inventory.versions.items() if version.name in running]
     fixed += places.roots(home)
-    things = [*inventory.things(), *places.things(home)]
+    things = [*inventory.things(), *places.things(home), *answers.things(home, inventory.versions)]
     if running:
         fixed += [thing.node for thing in things if thing.store == MLFLOW and thing.name not in inventory.versions]
     found, marked = unreached(things, fixed, needs, before)
@@ -91,13 +92,14 @@ def plan(home: Home, older_than: float, window: int, say: Say) -> Plan:
 def apply(plan: Plan, say: Say) -> list[str]:
     """Remove the planned garbage. Return notes for people. Raises the errors of the stores."""
     say("removing versions, runs and their files from MLflow")
-    names = {store: [each.thing for each in plan.garbage if each.store == store] for store in (MLFLOW, HOME, GIT)}
+    names = {store: [each.thing for each in plan.garbage if each.store == store] for store in (MLFLOW, HOME, GIT, LEDGER)}
     notes = plan._mlflow.remove(set(names[MLFLOW]), plan.window)
     say("removing files in REMINT_HOME")
     for name in names[HOME]:
         places.remove(plan.home, name)
     for ref in names[GIT]:
         places.remove_ref(plan.home, ref)
+    answers.remove(plan.home, names[LEDGER])
     if plan._objects:
         say("removing objects from dvc's cache and remote")
         sweep.remove(plan.home, plan._objects)

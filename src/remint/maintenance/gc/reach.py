@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-MLFLOW, HOME, GIT = "MLflow", "home", "git"  # stores; dvc's are "DVC cache", "DVC remote" and "DVC run cache"
+MLFLOW, HOME, GIT, LEDGER = "MLflow", "home", "git", "ledger"  # stores; dvc's are "DVC cache", "DVC remote" and "DVC run cache"
 
 Node = tuple[str, str]  # store and name of a thing
 

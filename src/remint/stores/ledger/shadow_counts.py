@@ -1,4 +1,5 @@
-"""Answers of a shadow in the ledger's database: counts and numbers of each server, append-only.
+"""Answers of a shadow in the ledger's database: counts and numbers of each server, append-only but
+for remint gc, which removes those of shadows that ended.
 
 A version that awaits shadow answers copies of requests on every server of its model. Each server writes what it counted since
 its last write, so a crash loses at most that. A row is one part of one server, and is written once however often its
@@ -7,6 +8,9 @@ transaction is repeated. The role of a server needs to read and insert here.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import sqlalchemy as sa
 from pydantic import ValidationError
 
 from remint.errors import IntegrityError
@@ -60,3 +64,24 @@ class ShadowCountsTable:
             return [ShadowCounts.model_validate_json(counts) for counts in self._database.run(read)]
         except ValidationError as error:
             raise IntegrityError(f"shadow counts of the ledger's row {request[:12]} are damaged") from error
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of characters that are stored for each row."""
+        query = sa.select(_rows.c.request, sa.func.sum(sa.func.length(_rows.c.counts))).group_by(_rows.c.request)
+
+        def read() -> dict[str, int]:
+            with self._database.read() as connection:
+                return {request: int(size) for request, size in connection.execute(query)}
+
+        return self._database.run(read)
+
+    def remove(self, requests: Collection[str]) -> None:
+        """Remove the parts of all servers for these rows."""
+
+        def transaction() -> None:
+            with self._database.write("shadow") as connection:
+                for request in requests:
+                    connection.execute(_rows.delete().where(_rows.c.request == request))
+
+        if requests:
+            self._database.run(transaction)
