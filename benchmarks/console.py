@@ -126,7 +126,7 @@ def main() -> int:
             f"{PIPELINES} pipelines with {PIPELINES * VERSIONS} versions made in {time.perf_counter() - began:.0f} s", flush=True
         )
         began = time.perf_counter()
-        app = run.build(run.Serving(home, (), Limits(), 3600.0, "cpu", None, print), pages(home, settings()))
+        app = run.build(run.Serving(home, (), Limits(), 3600.0, "cpu", None, print), pages(home, settings))
         server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run)
         thread.start()

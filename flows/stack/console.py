@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,14 +22,14 @@ from remint.runtime.home import Home
 from remint.runtime.parent import die_with_parent
 from remint.serving.app.limits import Limits
 from remint.serving.app.run import Pages, Serving, serve
-from remint.settings.params import Params, load_params
+from remint.settings.params import LatestParams, Params
 from remint.stores import git
 
 EVERY = 5.0  # seconds between two looks at the ledger
 
 
-def pages(home: Home, params: Params) -> Pages:
-    """Return the console's pages over the stores of a home and the Prefect server that it uses."""
+def pages(home: Home, params: Callable[[], Params]) -> Pages:
+    """Return the console's pages over the stores of a home, its settings of now, and the Prefect server that it uses."""
     registry = Registry(home, params, Outlooks(home, params))
     threading.Thread(target=_keep_fresh, args=(registry,), name="console", daemon=True).start()
     return Pages(registry, os.environ.get("REMINT_SERVE_PERSON"))
@@ -48,8 +49,8 @@ def main() -> None:
     print(f"The console starts at http://{LOOPBACK[0]}:{port}", flush=True)
     try:
         home = Home.of(git.repository_of(Path.cwd()))
-        params, token = load_params(home.repository), os.environ.get("REMINT_SERVE_TOKEN")
-        serving = Serving(home, tuple(params.pipelines), Limits(), EVERY, "cpu", token, _say, settings_of)
+        params, token = LatestParams(home.repository), os.environ.get("REMINT_SERVE_TOKEN")
+        serving = Serving(home, tuple(params().pipelines), Limits(), EVERY, "cpu", token, _say, settings_of)
         serve(serving, LOOPBACK[0], port, pages(home, params), wait=True)
     except RemintError as error:
         raise SystemExit(f"error: {error}") from None

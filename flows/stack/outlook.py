@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import zoneinfo
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -29,7 +29,7 @@ AWAY = "if Prefect and a worker run then"
 class Outlooks:
     """Outlook of each pipeline, at most half a minute old. A daemon thread keeps it so."""
 
-    def __init__(self, home: Home, params: Params) -> None:
+    def __init__(self, home: Home, params: Callable[[], Params]) -> None:
         self.home, self.params = home, params
         self._found: Mapping[str, Outlook] = {}
         self._looked = threading.Event()
@@ -41,7 +41,7 @@ class Outlooks:
 
     def _follow(self) -> None:
         while True:
-            self._found = outlooks(self.home, self.params)
+            self._found = outlooks(self.home, self.params())
             self._looked.set()
             threading.Event().wait(EVERY)
 

@@ -90,7 +90,7 @@ def _seeded(recipe: Recipe, seed: int) -> Recipe:
 @contextmanager
 def serving(home: Home, other: ServedModel | None = None) -> Iterator[str]:
     """Serve the console in a thread. Yield its address. ``other``: answers in place of the champion."""
-    source = Registry(home, params(), lambda: {NAME: Outlook(failure="the run red-fox: no space left")})
+    source = Registry(home, params, lambda: {NAME: Outlook(failure="the run red-fox: no space left")})
     app = run.build(run.Serving(home, (NAME,), Limits(), 0.2, "cpu", TOKEN, lambda _: None), run.Pages(source, HEADER))
     if other is not None:
         app.app.state.api.slots[NAME].version = Version(other, 1, "", "")

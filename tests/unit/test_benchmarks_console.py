@@ -19,7 +19,7 @@ def test_the_copied_registry_is_whole(empty: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(console, "VERSIONS", 25)
     home = copy_home(Home(empty, empty), tmp_path / "home")
     console.fill(home)
-    registry = Registry(home, console.settings(), dict)
+    registry = Registry(home, console.settings, dict)
     for entry in registry.overview():
         assert entry.champion == 21 and [night.version for night in entry.nights] == list(range(1, 26))
         assert all(night.values["nll"].value == 2.0 for night in entry.nights) and not entry.concerns

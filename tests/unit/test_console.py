@@ -22,7 +22,7 @@ from remint.serving.app.limits import Limits
 from remint.serving.console import chart, render
 from remint.serving.console.source import Night, Outlook
 from remint.serving.load import load_version
-from remint.settings.params import Params, validate_params
+from remint.settings.params import LatestParams, Params, validate_params, write_params
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_serving_events, open_tracking
 from tests.support import promotion_cases as cases
@@ -62,7 +62,7 @@ class Running:
     """A server with its console in this process, whose follower looks when it is told to."""
 
     def __init__(self, home: Home, token: str | None = TOKEN, wait: bool = False, outlook: Outlook | None = None) -> None:
-        self.source = Registry(home, params(), lambda: {MODEL: outlook or Outlook()})
+        self.source = Registry(home, params, lambda: {MODEL: outlook or Outlook()})
         pages = run.Pages(self.source, HEADER if token else None)
         refs = (MODEL, "digits-new") if wait else (MODEL,)
         self.app = run.build(run.Serving(home, refs, Limits(), 3600.0, "cpu", token, lambda _: None), pages, wait)
@@ -106,6 +106,23 @@ def test_the_overview_shows_each_pipeline_and_first_what_needs_a_person(home: Ho
     assert "none yet" in card and "never judged" in card and "no schedule" in card
     open_ledger(home).append(MODEL, "promoted", 4, champion_after=4, who="gate", why="", evidence="e", expected_champion=1)
     assert "has waited" not in running.get("/"), "it was judged against another champion"
+
+
+def test_a_pipeline_that_is_added_to_the_settings_appears_at_once(home: Home, tmp_path: Path) -> None:
+    first = params().model_dump(mode="json", exclude_none=True)
+    write_params(first, tmp_path)
+    source = Registry(home, LatestParams(tmp_path), dict)
+    assert [entry.name for entry in source.overview()] == [MODEL, "digits-new"]
+    pipelines = {**first["pipelines"], "digits-newest": first["pipelines"]["digits-new"]}
+    pipelines[MODEL]["promotion"]["improve"] = {"metric": "fd_domain"}
+    pipelines[MODEL]["evaluation"]["metrics"] = ["nll", "fd_domain"]
+    write_params({**first, "pipelines": pipelines}, tmp_path)
+    found = {entry.name: entry.metric for entry in source.overview()}
+    assert found == {MODEL: "fd_domain", "digits-new": "nll", "digits-newest": "nll"}
+    (tmp_path / "params.yaml").write_text("datasets: [")
+    assert len(source.overview()) == 3, "a file with a mistake changes nothing"
+    (tmp_path / "params.yaml").unlink()
+    assert len(source.overview()) == 3
 
 
 def test_a_version_that_the_server_refused_needs_a_person(home: Home, server: Running) -> None:
@@ -240,7 +257,7 @@ def test_bytes_in_place_of_a_text_are_found(home: Home, server: Running, table: 
 
 def test_a_verification_without_a_ledger_makes_nothing(tmp_path: Path) -> None:
     home = Home(tmp_path, tmp_path / "wrong")
-    source = Registry(home, params(), dict)
+    source = Registry(home, params, dict)
     assert source.verify(MODEL).rows == 0 and not (tmp_path / "wrong").exists()
 
 

@@ -49,6 +49,7 @@ def serve(
     from remint.promotion.shadow import settings_of
     from remint.serving.app import cluster, run
     from remint.serving.app.limits import Limits
+    from remint.settings.params import LatestParams
 
     run.check_port(host, port)
     limits, token = Limits(body << 20, examples, waiting, seconds), os.environ.get("REMINT_SERVE_TOKEN")
@@ -59,4 +60,4 @@ def serve(
         cluster.serve(serving, host, port, replicas)
     else:
         terminal.say(f"http://{host}:{port}/ is the console, /docs lists what it answers")
-        run.serve(serving, host, port, pages(home, params), wait=not names)
+        run.serve(serving, host, port, pages(home, LatestParams(home.repository)), wait=not names)

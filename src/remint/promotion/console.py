@@ -36,9 +36,9 @@ Heads = tuple[str, str]  # hashes of the newest row and event
 
 
 class Registry:
-    """Source of the console. ``outlooks``: what the scheduler knows, by pipeline."""
+    """Source of the console. ``params``: the settings of now; ``outlooks``: what the scheduler knows, by pipeline."""
 
-    def __init__(self, home: Home, params: Params, outlooks: Callable[[], Mapping[str, Outlook]]) -> None:
+    def __init__(self, home: Home, params: Callable[[], Params], outlooks: Callable[[], Mapping[str, Outlook]]) -> None:
         self.home, self.params, self.outlooks = home, params, outlooks
         self._lock = threading.Lock()
         self._measured: dict[str, dict[int, Values]] = {}
@@ -127,7 +127,7 @@ class Registry:
             return None
 
     def _names(self, books: Books | None) -> list[str]:
-        found = list(self.params.pipelines)
+        found = list(self.params().pipelines)
         return [*found, *(name for name in (books[0].models() if books else ()) if name not in found)]
 
     def _entry(self, name: str, outlook: Outlook, books: Books | None) -> Entry:
@@ -142,7 +142,7 @@ class Registry:
                 found = heads, self._read(name, books, last)
                 if last is None or datetime.now(UTC) - datetime.fromisoformat(last.at) > SETTLED:
                     self._kept[name] = found
-            return replace(found[1], outlook=outlook, concerns=[*failed, *found[1].concerns])
+            return replace(found[1], metric=self._metric(name), outlook=outlook, concerns=[*failed, *found[1].concerns])
         except RemintError as error:
             return Entry(name, None, "", None, "", (), outlook, [*failed, Concern("not readable", str(error))])
 
@@ -154,14 +154,14 @@ class Registry:
             champion=last.champion_after if last else None,
             since=made.at if made and last and last.champion_after is not None else "",
             last=last,
-            metric=self._metric(name),
+            metric="",
             nights=self._nights(name, rows),
             outlook=Outlook(),
             concerns=self._concerns(name, rows, events),
         )
 
     def _metric(self, name: str) -> str:
-        pipeline = self.params.pipelines.get(name)
+        pipeline = self.params().pipelines.get(name)
         if pipeline is None:
             return ""
         improve = pipeline.promotion.improve

@@ -13,6 +13,7 @@ import copy
 import reprlib
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,31 @@ class Params(Settings):
 def load_params(folder: Path) -> Params:
     """Read params.yaml of ``folder``. Raises SettingsError with one line per mistake, each with its key."""
     return validate_params(read_params(folder))
+
+
+class LatestParams:
+    """params.yaml of a folder, read again after each change. A file with a mistake changes nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the file, as ``load_params`` does."""
+        self._folder, self._stamp = folder, _stamp(folder)
+        self._params = load_params(folder)
+
+    def __call__(self) -> Params:
+        stamp = _stamp(self._folder)
+        if stamp != self._stamp:
+            with suppress(SettingsError, OSError):
+                self._params = load_params(self._folder)
+            self._stamp = stamp
+        return self._params
+
+
+def _stamp(folder: Path) -> tuple[int, ...]:
+    """Return numbers that change with the file; none if there is no file."""
+    with suppress(OSError):
+        found = (folder / PARAMS).stat()
+        return found.st_mtime_ns, found.st_size, found.st_ino
+    return ()
 
 
 def read_params(folder: Path) -> dict[str, Any]:
