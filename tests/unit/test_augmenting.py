@@ -122,7 +122,7 @@ def refused(match: str, kind: type[RemintError], model: ServedModel, data: Any, 
     assert sorted(output.parent.rglob("*")) == before, "nothing is written"
 
 
-def test_input_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_input_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, output = str(written(PICTURES, tmp_path / "data")), tmp_path / "augmented"
     model = served(PICTURES)
     unconditional = served(PICTURES)
@@ -131,6 +131,10 @@ def test_input_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     refused("the input has no classes", SettingsError, model, given(PICTURES), output)
     refused("--per-class 4: each class has 4 examples or more", SettingsError, model, data, output, per_class=4)
     refused("it exists: name a new folder", SettingsError, model, data, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("/dev/full")
+    refused("it exists: name a new folder", SettingsError, model, data, Path())
+    refused("it exists: name a new folder", SettingsError, model, data, tmp_path / "link")
     refused("the folder .* does not exist", SettingsError, model, data, tmp_path / "none/augmented")
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from remint.errors import SettingsError
 from remint.evaluation.comparison import COUNT, SIZE, Cost, Growth
 from remint.promotion.comparable import differences
 from remint.promotion.projection import current_version
 from remint.records import DataSpec, MetricValue, Record
 from remint.runtime.home import Home
+from remint.serving import outputs
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import fetch_bundle
 
@@ -58,17 +58,15 @@ def compare(home: Home, refs: list[str], picture: Path, say: Callable[[str], Non
 
     Raises SettingsError if ``picture`` is not a .png or its folder does not exist.
     """
-    if picture.suffix != ".png":
-        raise SettingsError(f"-o {picture}: expected a name that ends in .png")
-    if not picture.absolute().parent.is_dir():
-        raise SettingsError(f"-o {picture}: the folder {picture.absolute().parent} does not exist")
+    outputs.check_picture(picture)
     versions = {version.ref: version for version in (current_version(home, ref) for ref in refs)}  # each once, in this order
     entries = [_loaded(home, version) for version in versions.values()]
     models, growth, shared = _costs(entries, say), _growth(entries, say), comparable(entries)
 
     from remint.evaluation import charts
 
-    charts.comparison(picture, models, growth, shared)
+    with outputs.whole(picture) as temporary:
+        charts.comparison(temporary, models, growth, shared)
     return Comparison(models=models, growth=growth, comparable=tuple(shared), notes=tuple(notes(entries)), picture=str(picture))
 
 

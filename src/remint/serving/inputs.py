@@ -11,6 +11,7 @@ Shapes: N examples, D columns, X the axes of one example.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from remint.data.values import IMAGE_LEVELS, Raw
 from remint.errors import DataError, SettingsError
 from remint.records import Column, DataSpec
 from remint.runtime import scratch
+from remint.runtime.manifest import full_disk_as_storage_error
 from remint.settings.recipe import DatasetSettings, ResizeSettings
 
 NAME = "input"  # of the dataset in messages of the readers, taken out again
@@ -66,7 +68,8 @@ def read(spec: DataSpec, data: Any, *, gaps: bool = False, skip_bad: bool = Fals
     Raises DataError, in one line, if they are no examples of the model.
     """
     where = str(data) if isinstance(data, str | Path) else f"the {type(data).__name__}"
-    with scratch.folder() as temporary, Spool(temporary) as spool:
+    room = full_disk_as_storage_error(Path(tempfile.gettempdir()), "nothing was written")
+    with room, scratch.folder() as temporary, Spool(temporary) as spool:
         try:
             reader = _read_table if spec.is_table else _read_images
             examples = reader(_with_gaps(spec) if gaps else spec, data, temporary, spool, skip_bad, labels and spec.classes > 0)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from remint.serving.exporting.export import Exported
     from remint.serving.imputation.imputing import Imputation
 
+LISTED = 20  # classes that a message names
+
 Array = np.ndarray[Any, Any]
 Classes = str | int | Sequence[str | int] | None  # name or number of the class of all examples, or of each
 
@@ -227,15 +229,18 @@ class ServedModel:
     def class_named(self, name: str) -> int:
         """Return the number of a class from its name; without names, from the number as text.
 
-        Raises SettingsError, with the nearest name, if the class does not exist.
+        Raises SettingsError, with the known names or the nearest of many, if the class does not exist, or if the model is not
+        conditional.
         """
+        self._check_conditional(name)
         names = list(self.spec.class_names) or [str(y) for y in range(self.spec.classes)]
         if self.spec.label is not None and self.spec.label.type == "bool":
             name = name.lower()  # a DataFrame has True where the class is named true
         if name not in names and name.removesuffix(".0") in names:
             return names.index(name.removesuffix(".0"))  # a DataFrame has 1.0 where a number is missing in its column
         if name not in names:
-            raise SettingsError(did_you_mean(f"class '{name}'", name, names) if names else "this model's data have no classes")
+            listed = f"unknown class '{name}': {self.ref} knows {', '.join(names)}"
+            raise SettingsError(listed if len(names) <= LISTED else did_you_mean(f"class '{name}'", name, names))
         return names.index(name)
 
     def table(self, x_ND: Array, y_N: Array | None = None) -> pa.Table:

@@ -28,6 +28,7 @@ from remint.data.values import IMAGE_LEVELS
 from remint.errors import SettingsError
 from remint.records import DataSpec
 from remint.runtime import scratch
+from remint.runtime.manifest import full_disk_as_storage_error
 
 GRID, ARRAYS, TABLES = (".png",), (".npy", ".npz"), (".csv", ".parquet")
 MOST_IN_GRID = 4_096
@@ -42,7 +43,7 @@ def check_examples(path: Path, spec: DataSpec) -> None:
     if spec.is_table:
         check_table(path)
         return
-    _check(path, (*GRID, *ARRAYS, ""), "images: give a name that ends in .png (a grid), .npy or .npz, or a folder's name")
+    check(path, (*GRID, *ARRAYS, ""), "images: give a name that ends in .png (a grid), .npy or .npz, or a folder's name")
     if path.suffix in ("", *GRID) and spec.image[0] not in MODES:
         raise SettingsError(
             f"-o {path}: images of {spec.image[0]} channels are no pictures: give a name that ends in .npy or .npz"
@@ -51,27 +52,32 @@ def check_examples(path: Path, spec: DataSpec) -> None:
 
 def check_numbers(path: Path) -> None:
     """Raise SettingsError if numbers cannot be written to a file of this name."""
-    _check(path, (*ARRAYS, *TABLES), "numbers: give a name that ends in .npy, .npz, .csv or .parquet")
+    check(path, (*ARRAYS, *TABLES), "numbers: give a name that ends in .npy, .npz, .csv or .parquet")
 
 
 def check_table(path: Path) -> None:
     """Raise SettingsError if a table cannot be written to a file of this name."""
-    _check(path, TABLES, "a table: give a name that ends in .csv or .parquet")
+    check(path, TABLES, "a table: give a name that ends in .csv or .parquet")
 
 
 def check_picture(path: Path) -> None:
     """Raise SettingsError if a picture cannot be written to a file of this name."""
-    _check(path, GRID, "a picture: give a name that ends in .png")
+    check(path, GRID, "a picture: give a name that ends in .png")
 
 
-def _check(path: Path, suffixes: tuple[str, ...], what: str) -> None:
+def check(path: Path, suffixes: tuple[str, ...], what: str) -> None:
+    """Raise SettingsError if a result cannot be written to this name. ``suffixes``: of files; "" of a folder."""
     if path.suffix not in suffixes:
         raise SettingsError(f"-o {path}: the result is {what}")
-    with _disk_errors(path):
+    with disk_errors(path):
+        if not path.name:
+            raise SettingsError(f"-o {path}: no name is given: the result is {what}")
         if not path.absolute().parent.is_dir():
             raise SettingsError(f"-o {path}: the folder {path.absolute().parent} does not exist")
         if path.is_dir() and (path.suffix or any(path.iterdir())):
             raise SettingsError(f"-o {path}: the folder exists: name a new one")
+        if path.exists() and not path.is_dir() and not (path.suffix and path.is_file()):
+            raise SettingsError(f"-o {path}: it exists and is no {'regular file' if path.suffix else 'folder'}: name a new one")
 
 
 def write_examples(
@@ -79,7 +85,7 @@ def write_examples(
 ) -> None:
     """Write ``count`` examples. ``title`` and ``columns``: of a grid.
 
-    Raises SettingsError if the file cannot be written, or if a grid would have too many images.
+    Raises SettingsError or StorageError if the file cannot be written, SettingsError if a grid would have too many images.
     """
     if path.suffix in GRID and count > MOST_IN_GRID:
         raise SettingsError(f"-o {path}: {count:,} images are too many for a grid: name a folder, or an .npz file")
@@ -108,7 +114,7 @@ def write_numbers(path: Path, name: str, parts: Iterable[Array], count: int, siz
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table. Raises SettingsError if the file cannot be written."""
+    """Write a table. Raises SettingsError or StorageError if the file cannot be written."""
     with whole(path) as temporary:
         rows.write_tables(temporary, [table])
 
@@ -119,7 +125,7 @@ def whole(path: Path) -> Iterator[Path]:
 
     A link stays a link: the file that it leads to is written.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         suffix, path = path.suffix, Path(os.path.realpath(path))
         with scratch.folder(beside=path) as folder:
             temporary = folder / f"written{suffix}"
@@ -130,9 +136,11 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise StorageError in place of the OSError of a full disk, SettingsError in place of any other."""
     try:
-        yield
+        with full_disk_as_storage_error(path, "nothing was written"):
+            yield
     except OSError as error:
         raise SettingsError(f"-o {path}: cannot be written: {error.strerror or error}") from error
 

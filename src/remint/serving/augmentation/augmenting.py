@@ -13,6 +13,7 @@ Shapes: N examples, M others, B of one part, D coordinates, K classes, X the axe
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,10 @@ def augment(
             set_aside=dict(examples.set_aside),
             benefits=benefit.measure(served, examples, per_class, seed) if evaluate else (),
         )
-        with whole_folder(output, **{key: value for key, value in made.to_json().items() if key != "path"}) as folder:
+        with (
+            outputs.disk_errors(output),
+            whole_folder(output, **{key: value for key, value in made.to_json().items() if key != "path"}) as folder,
+        ):
             parts = drawn(served, lacking_K, seed, progress)
             outputs.write_examples(folder / f"examples{_suffix(served.spec, data)}", served.spec, parts, made.synthetic)
     return made
@@ -129,10 +133,11 @@ def augment(
 
 def check_output(output: Path) -> None:
     """Raise SettingsError unless ``output`` can be made as a new folder."""
-    if output.exists():
-        raise SettingsError(f"-o {output}: it exists: name a new folder")
-    if not output.absolute().parent.is_dir():
-        raise SettingsError(f"-o {output}: the folder {output.absolute().parent} does not exist")
+    with outputs.disk_errors(output):
+        if not output.name or os.path.lexists(output):
+            raise SettingsError(f"-o {output}: it exists: name a new folder")
+        if not output.absolute().parent.is_dir():
+            raise SettingsError(f"-o {output}: the folder {output.absolute().parent} does not exist")
 
 
 def check_novelty(served: ServedModel, examples: Examples, seed: int) -> Novelty | None:

@@ -32,7 +32,8 @@ from remint.models import probe
 from remint.models.contract import Model, standard_normal
 from remint.records import DataSpec, Record
 from remint.runtime import scratch
-from remint.runtime.manifest import sha256_file
+from remint.runtime.manifest import NO_ROOM, sha256_file
+from remint.serving import outputs
 from remint.serving.exporting import operators
 from remint.serving.model import ServedModel
 from remint.settings.recipe import MODEL_SETTINGS
@@ -68,24 +69,18 @@ def export(served: ServedModel, output: Path, method: str = "sample") -> Exporte
     Raises SettingsError if the file's name or the method is not known; UserError if the family lacks the method, the method
     cannot be exported, its graph gives other values than the model, or a package is missing. Nothing is then written.
     """
-    if output.suffix not in FORMATS:
-        raise SettingsError(f"-o {output}: expected a name that ends in .onnx or .pt2")
-    if not output.absolute().parent.is_dir():
-        raise SettingsError(f"-o {output}: the folder {output.absolute().parent} does not exist")
+    outputs.check(output, tuple(FORMATS), "a graph: give a name that ends in .onnx or .pt2")
     _check_method(served.model, method)
     recorded = None if served.folder is None else probe.read(served.folder)
     inputs = _inputs(served.model, served.spec, recorded, method)
     graph = _Method(served.model, method).eval()
-    try:
-        with scratch.folder(beside=output) as folder:
-            temporary = folder / output.name  # a .pt2 file has its own name inside
-            with _quiet(), torch.no_grad():
-                run = _WRITERS[output.suffix](graph, inputs, temporary)
-            if problem := _difference(graph, run, inputs):
-                raise UserError(f"{method} as {FORMATS[output.suffix]} differs from the model: {problem}: nothing was written")
-            temporary.replace(output)
-    except OSError as error:
-        raise SettingsError(f"-o {output}: cannot be written: {error.strerror or error}") from error
+    with outputs.disk_errors(output), scratch.folder(beside=output) as folder:
+        temporary = folder / output.name  # a .pt2 file has its own name inside
+        with _quiet(), torch.no_grad():
+            run = _WRITERS[output.suffix](graph, inputs, temporary)
+        if problem := _difference(graph, run, inputs):
+            raise UserError(f"{method} as {FORMATS[output.suffix]} differs from the model: {problem}: nothing was written")
+        temporary.replace(output)
     described = {name: f"{str(tensor.dtype)[6:]} {('N', *tensor.shape[1:])}".replace("'", "") for name, tensor in inputs.items()}
     return Exported(
         model=served.ref,
@@ -203,13 +198,15 @@ def _program(graph: _Method, inputs: dict[str, Tensor]) -> torch.export.Exported
 
 @contextmanager
 def _named(method: str, form: str) -> Iterator[None]:
-    """Raise UserError, in one line, in place of any error of an exporter. They raise all kinds."""
+    """Raise UserError, in one line, in place of any error of an exporter but a full disk. They raise all kinds."""
     try:
         yield
     except Exception as error:
         causes: list[BaseException] = [error]
         while cause := causes[-1].__cause__:
             causes.append(cause)
+        if isinstance(causes[-1], OSError) and causes[-1].errno in NO_ROOM:
+            raise causes[-1] from None
         text = "\n".join(map(str, causes))
         operator = re.search(r"(?:op='|torch\.ops\.)(?:aten|prims)\.(\w+)", text)
         lines = [line.strip() for line in str(causes[-1]).splitlines() if line.strip()]
