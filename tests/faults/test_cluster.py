@@ -1,4 +1,7 @@
-"""Training over a real Ray cluster of several machines on this host: it equals one process, and a lost machine costs little."""
+"""Training over a real Ray cluster of several machines on this host: it equals one process, and a lost machine costs little.
+
+tests/faults/test_cluster_hosts.py has machines on hosts of their own.
+"""
 
 from __future__ import annotations
 
@@ -13,83 +16,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from remint.training.checkpoint import Checkpoints
 from tests.support import training_cases as cases
+from tests.support.cluster_cases import EXACT, SOURCE, Job, assert_equal, one_process
 from tests.support.ray_cluster import RayCluster, ray_cluster
 
 pytest.importorskip("ray")
-EXACT = {"precision": "fp64", "steps": 40, "learning_rate": 2e-4, "batch_size": 13}
-DRIVER = """
-import json, os, sys
-from pathlib import Path
-from remint.distributed import cluster
-from remint.stores import git
-from remint.training import train
-from tests.support import training_cases as cases
-
-nodes, command, checkpoints, out, source = json.loads(sys.argv[1])
-with train._stopping_on_signals():
-    os.chdir(out)
-    cluster.train_on_nodes(cluster.Nodes(*nodes), command, ["-c", "pass"], {}, git.pack(Path(source)), Path(checkpoints), sorted(Path(checkpoints).glob("step-*")), Path("work/out"))
-"""
-SOURCE = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[RayCluster]:
     with ray_cluster(2) as cluster:
         yield cluster
-
-
-class Job:
-    """A training of one case over a cluster, as a process."""
-
-    def __init__(
-        self, cluster: RayCluster, folder: Path, home: Path, case: str, nodes: tuple[int, int], *options: str, **more: object
-    ) -> None:
-        self.home, recipe = home, cases.recipe(case, **(EXACT | more))
-        settings = json.dumps(EXACT | more | {"home": "."})
-        command = ["tests/support/training_cases.py", str(folder), case, settings, "node", *options]
-        kept = Checkpoints(home / "checkpoints", cases.training_digest(recipe, cases.load(folder)))
-        kept.folder.mkdir(parents=True, exist_ok=True)
-        self.kept = kept
-        asked = json.dumps([[*nodes, 1, 1], command, str(kept.folder), str(home), str(SOURCE)]).replace("work/out", f"{case}/out")
-        environment = cluster.environment(0) | {
-            "PYTHONPATH": cases.environment()["PYTHONPATH"],
-            "REMINT_EVENTS": str(home / "events"),
-        }
-        self.log = (home / "log").open("ab")
-        program = DRIVER.replace("work/out", f"{case}/out")
-        self.process = subprocess.Popen([sys.executable, "-c", program, asked], env=environment, stdout=self.log, stderr=self.log)
-        self.case = case
-
-    def wait_for(self, what: str, seconds: float = 120.0) -> None:
-        deadline = time.monotonic() + seconds
-        while what not in self.events():
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.home / "log").read_text()[-3000:]
-            time.sleep(0.1)
-
-    def events(self) -> str:
-        events = self.home / "events"
-        return events.read_text() if events.exists() else ""
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        assert self.process.wait(300) == 0, (self.home / "log").read_text()[-3000:]
-        return load_file(self.home / self.case / "out/weights.safetensors")
-
-
-def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=0.0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def one_process(folder: Path, home: Path, case: str, **more: object) -> dict[str, torch.Tensor]:
-    cases.train_into(cases.recipe(case, **(EXACT | more)), cases.load(folder), home)
-    return load_file(home / "out/weights.safetensors")
 
 
 @pytest.mark.soak

@@ -1,4 +1,4 @@
-"""Real Ray cluster for tests: a head and machines, each a raylet of its own on this host."""
+"""Real Ray cluster for tests: a head and machines, each a raylet of its own, on this host or on hosts of their own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
+from tests.support.hosts import Hosts
 from tests.support.ports import free_port
 
 RAY = Path(sys.executable).parent / "ray"
@@ -22,31 +23,42 @@ SECONDS = 120.0  # a start takes five on a machine that does nothing else
 
 
 class RayCluster:
-    """Machines of one processor each. ``folder``: short, because Ray puts sockets into it."""
+    """Machines of one processor each. ``folder``: short, because Ray puts sockets into it. ``hosts``: one for each machine.
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder, self.token = folder, secrets.token_hex(32)
-        self.address = f"127.0.0.1:{free_port()}"
+    The job runs on the first machine.
+    """
+
+    def __init__(self, folder: Path, hosts: Hosts | None = None, **variables: str) -> None:
+        self.folder, self.token, self.hosts, self.variables = folder, secrets.token_hex(32), hosts, variables
+        self.address = f"{hosts.addresses[0] if hosts else '127.0.0.1'}:{free_port()}"
         self.machines: list[subprocess.Popen[bytes]] = []
-        for _ in range(size):
-            self.add_machine()
 
     def environment(self, place: int) -> dict[str, str]:
         """Return the environment of a machine; of the job it is that of the first."""
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_USAGE_STATS_ENABLED": "0"}
-        # By default Ray takes longer to notice a machine that is gone.
-        health = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+        # By default Ray takes a minute to notice a host that is cut off.
+        health = {"period_ms": "1000", "timeout_ms": "3000", "failure_threshold": "3"}
         return {
             **os.environ,
             **own,
-            **health,
+            **{f"RAY_health_check_{name}": value for name, value in health.items()},
             "REMINT_CLUSTER": self.address,
             "REMINT_NODE_CACHE": str(self.folder / f"cache{place}"),
+            **self.variables,
         }
 
-    def add_machine(self) -> None:
-        """Start one more machine, and wait for it."""
-        place, port = len(self.machines), self.address.rpartition(":")[2]
+    def command(self, place: int, command: Sequence[str]) -> list[str]:
+        """Return the command that runs ``command`` on a machine."""
+        if self.hosts is None:
+            return list(command)
+        session, own = self.folder / "ray", self.folder / f"ray{place}"  # hosts have disks of their own
+        for made in (session, own):
+            made.mkdir(exist_ok=True)
+        return self.hosts.command(place, command, {session: own})
+
+    def start_machine(self, place: int) -> None:
+        """Start a machine, also one that ended, and wait for it."""
+        port = self.address.rpartition(":")[2]
         here = [
             "--head",
             f"--port={port}",
@@ -56,11 +68,15 @@ class RayCluster:
         ]
         there = [f"--address={self.address}"]
         ports = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"]
-        command = [str(RAY), "start", "--block", "--num-cpus=1", *ports, *(there if place else here)]
+        if self.hosts:
+            ports.append(f"--node-ip-address={self.hosts.addresses[place]}")
+        start = [str(RAY), "start", "--block", "--num-cpus=1", *ports, *(there if place else here)]
         with (self.folder / f"machine{place}").open("wb") as log:
             environment = self.environment(place)
-            started = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        self.machines.append(started)
+            started = subprocess.Popen(
+                self.command(place, start), env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.machines[place:] = [started, *self.machines[place + 1 :]]
         deadline = time.monotonic() + SECONDS
         while b"Ray runtime started" not in (self.folder / f"machine{place}").read_bytes():
             assert started.poll() is None and time.monotonic() < deadline, (self.folder / f"machine{place}").read_text()
@@ -100,10 +116,13 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 
 @contextmanager
-def ray_cluster(size: int) -> Iterator[RayCluster]:
+def ray_cluster(size: int, hosts: Hosts | None = None, **variables: str) -> Iterator[RayCluster]:
+    """Yield a cluster while the block runs. ``variables``: more of the environment of its machines and its job."""
     with tempfile.TemporaryDirectory(prefix="rr", ignore_cleanup_errors=True) as folder:
-        cluster = RayCluster(Path(folder), size)
+        cluster = RayCluster(Path(folder), hosts, **variables)
         try:
+            for place in range(size):
+                cluster.start_machine(place)
             yield cluster
         finally:
             cluster.stop()

@@ -34,6 +34,7 @@ from remint.distributed import world
 from remint.errors import Interrupted
 from remint.models.contract import Batch
 from remint.records import TrainedModel, digest
+from remint.runtime.parent import die_with_parent
 from remint.settings import plugins
 from remint.settings.recipe import DatasetSettings, Recipe, TrainingSettings
 from remint.training import step as training_step
@@ -159,6 +160,8 @@ def main(folder: str, names: str, training: str, *options: str) -> None:
     global on_node
     chosen = dict(option.partition("=")[::2] for option in options)
     on_node = "node" in chosen
+    if on_node:
+        die_with_parent()  # as a step does
     if "anywhere" in chosen:
         train.check_devices = lambda *_: None  # type: ignore[attr-defined]
     if "keep" in chosen:

@@ -1,20 +1,14 @@
 """Train on several machines, by Ray Train: it starts, watches and restarts the machines' ranks.
 
-REMINT_CLUSTER is the cluster's address; by default it is the one that runs on this machine. Each machine runs ``node.run_node``.
-It gets the commit's code and the checkpoints from here, and the data from the DVC remote; events, checkpoints and the trained
-model come back through an actor on this machine, the mailbox. So the checkpoints of a training lie with the job, as those of a
-training on one machine do, and either goes on from the other's.
+REMINT_CLUSTER is the cluster's address (connection.py); by default it is the one that runs on this machine. Each machine runs
+``node.run_node``. It gets the commit's code and the checkpoints from here, and the data from the DVC remote; events, checkpoints
+and the trained model come back through an actor on this machine, the mailbox. So the checkpoints of a training lie with the job,
+as those of a training on one machine do, and either goes on from the other's.
 """
 
 from __future__ import annotations
 
-import importlib
-import logging
-import os
-import re
 import shutil
-import signal
-import socket
 import tempfile
 import threading
 import time
@@ -25,18 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remint.distributed import mailbox, node
-from remint.errors import Interrupted, RemintError, ResourceError, SettingsError, StepError, UserError, by_name
+from remint.distributed import mailbox, node, ranks
+from remint.distributed.connection import cluster_address, connect
+from remint.errors import Interrupted, RemintError, ResourceError, StepError, by_name
 from remint.runtime import processes, scratch
 from remint.runtime.events import emit
 
-CLUSTER = "REMINT_CLUSTER"  # address of the cluster, HOST:PORT
 PARENT_EVENTS = {"started", "ended"}  # events that this process emits itself
 RESTARTS = 1000  # of all machines, after a lost rank or machine ...
 STARTS = 3  # ... of which so many may follow each other without a new checkpoint
 EVERY = 0.5  # seconds between two looks into the mailbox
 WAITING = 30.0  # seconds between two lines about a cluster that is full
 LOST = 60.0  # seconds without an answer of the mailbox after which the cluster is lost
+PATIENCE = 25.0  # seconds after a stop in which checkpoints may come; less than the caller waits (processes.GRACE)
 
 
 @dataclass(frozen=True)
@@ -99,45 +94,6 @@ def _on(ray: Any, machine: str) -> Any:
     return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(machine, soft=False)
 
 
-def cluster_address() -> str | None:
-    """Return REMINT_CLUSTER; None if it is not set. Raises SettingsError if it is no address."""
-    address = os.environ.get(CLUSTER)
-    if address and re.fullmatch(r"[^/\s]+:\d{1,5}", address) is None:
-        raise SettingsError(f"{CLUSTER}: expected HOST:PORT, as ray start --head prints it, not {address[:60]!r}")
-    return address or None
-
-
-def connect(purpose: str, part: str, address: str, **own: Any) -> Any:
-    """Return ray, connected to ``address``; auto: the cluster of this machine, local: a new one.
-
-    ``part``: of ray, such as train, which ``purpose`` needs; ``own``: options of a new cluster. Raises UserError if it is not
-    installed, ResourceError if no cluster answers.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
-        ray: Any = importlib.import_module("ray")
-        importlib.import_module(f"ray.{part}")
-    except ImportError as error:
-        raise UserError(f"{purpose} needs Ray ({error.name} is missing): pip install 'remint[cluster]'") from error
-    handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        if address not in ("auto", "local"):  # ray would try for minutes
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
-        ray.init(address=address, namespace="remint", log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (OSError, RuntimeError, ValueError) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ResourceError(
-            f"no Ray cluster answers at {address} ({why}): run ray start --head, or set {CLUSTER} to an address of one, and "
-            "RAY_AUTH_TOKEN to its token"
-        ) from error
-    finally:
-        for sign, handler in handlers.items():  # ray's own would end this process at once
-            signal.signal(sign, handler)
-    return ray
-
-
 def _wait_for_machines(ray: Any, nodes: Nodes) -> None:
     """Wait until enough machines have free processors. Says for what it waits."""
     said = 0.0
@@ -182,13 +138,14 @@ class _Driver:
         self.ray, self.nodes, self.checkpoints, self.out = ray, nodes, checkpoints, out
         self.trained, self.size = False, 0
         self.starts = 0  # since the last checkpoint
+        self.stopped = 0.0  # when a stop was seen
         self.failures: list[str] = []  # of the last start: a rank that dies lets the others fail too
         self.errors: list[RemintError] = []
         here = _on(ray, ray.get_runtime_context().get_node_id())
-        for module in (node, mailbox):
+        for module in (node, ranks, mailbox):
             ray.cloudpickle.register_pickle_by_value(module)
         names = {f"{checkpoints.name}/{step.name}": step for step in intact}
-        kept = {name: [ray.put(node.pack(step, name))] for name, step in names.items()}
+        kept = {name: [ray.put(ranks.pack(step, name))] for name, step in names.items()}
         actor = ray.remote(num_cpus=0, scheduling_strategy=here)(mailbox.Mailbox)
         self.mailbox = actor.remote([ray.put(code)], kept)
         self.config = {**config, "mailbox": self.mailbox, "devices": nodes.devices, "threads": nodes.threads, "out": str(out)}
@@ -222,9 +179,12 @@ class _Driver:
             raise StepError(f"the training on {self.size or self.nodes.least} machines failed: {'; '.join(whys)}")
 
     def _is_over(self) -> bool:
-        """Return whether another start would not help. Ray's workers end with this connection."""
+        """Return whether another start would not help, or a stop takes too long. Ray's workers end with this connection."""
         hopeless = any(not isinstance(error, Interrupted) for error in self.errors)  # a stopped rank still sends its checkpoint
-        return hopeless or self.starts > STARTS
+        if processes.stopping.is_set():
+            self.stopped = self.stopped or time.monotonic()
+        late = self.stopped and time.monotonic() - self.stopped > PATIENCE  # a machine that was cut off, and all wait for it
+        return hopeless or bool(late) or self.starts > STARTS
 
     def _trainer(self) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -278,7 +238,7 @@ class _Driver:
         """Keep a checkpoint, and those beside which it was written."""
         self.starts = 0
         with scratch.folder(beside=self.checkpoints) as temporary:
-            node.unpack(self.ray.get(archive), temporary)
+            ranks.unpack(self.ray.get(archive), temporary)
             for step in temporary.glob(f"{self.checkpoints.name}/step-*"):
                 shutil.rmtree(self.checkpoints / step.name, ignore_errors=True)
                 step.rename(self.checkpoints / step.name)
@@ -289,7 +249,7 @@ class _Driver:
     def _on_record(self, name: str, archive: Any) -> None:
         """Keep a record that a training leaves beside its checkpoints."""
         with scratch.folder(beside=self.checkpoints) as temporary:
-            node.unpack(self.ray.get(archive), temporary)
+            ranks.unpack(self.ray.get(archive), temporary)
             shutil.rmtree(self.checkpoints / name, ignore_errors=True)
             (temporary / name).replace(self.checkpoints / name)
 
@@ -299,7 +259,7 @@ class _Driver:
     def _on_trained(self, archive: Any) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with scratch.folder(beside=self.out) as temporary:
-            node.unpack(self.ray.get(archive), temporary)
+            ranks.unpack(self.ray.get(archive), temporary)
             shutil.rmtree(self.out, ignore_errors=True)
             (temporary / self.out.name).rename(self.out)
         self.trained = True

@@ -21,8 +21,10 @@ OWN_PACKAGES = ("remint", "pipelines")  # digested even if they are installed
 # Modules that cannot change a step's result, each with the reason. A package stands for all its modules.
 WITHOUT_EFFECT = {
     "remint.distributed.cluster": "starts ranks on other machines: their place and number change no result",
+    "remint.distributed.connection": "connection to them",
     "remint.distributed.mailbox": "messages of that",
     "remint.distributed.node": "one machine's part of that",
+    "remint.distributed.ranks": "processes of that",
     "remint.errors": "an error ends a step without a result",
     "remint.evaluation.progress": "progress output of an evaluation",
     "remint.redaction": "hides secrets in printed text",

@@ -6,7 +6,7 @@ Each replica follows the ledger by itself, so for a moment after a promotion two
 A request is a function of (version, input, seed), so the front asks another replica where one died, and answers 503 where none
 is left in time. A replica is healthy while it is ready: Ray Serve starts another one in place of one that is not.
 
-The only caller of Ray in serving/; remint.distributed.cluster connects to it.
+The only caller of Ray in serving/; remint.distributed.connection connects to it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from remint.distributed import cluster
+from remint.distributed import connection
 from remint.errors import RunError
 from remint.runtime.home import Home
 from remint.serving.app import run
@@ -132,9 +132,9 @@ def serve(serving: Serving, host: str, port: int, replicas: int) -> None:
     names = run.check(serving.refs, host, serving.token, serving.tell)
     for ref in serving.refs:
         resolve(serving.home, ref)
-    address = cluster.cluster_address()
+    address = connection.cluster_address()
     own: dict[str, Any] = {} if address else {"num_cpus": max(replicas, os.cpu_count() or 1), "include_dashboard": False}
-    ray = cluster.connect("--engine ray", "serve", address or "local", **own)
+    ray = connection.connect("--engine ray", "serve", address or "local", **own)
     application = f"remint-{socket.gethostname()}-{port}"  # a cluster may have several
     try:
         handle = _deploy(application, replicas, serving)
