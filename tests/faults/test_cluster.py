@@ -6,7 +6,6 @@ tests/faults/test_cluster_hosts.py has machines on hosts of their own.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -115,12 +114,3 @@ def test_a_lost_head_ends_the_run_with_one_line(folder: Path, tmp_path: Path) ->
     last = (tmp_path / "log").read_text().strip().splitlines()[-1]
     assert "the Ray cluster was lost" in last and "run again to continue" in last
     assert job.kept.newest()
-
-
-def test_no_cluster_is_one_line(folder: Path, tmp_path: Path) -> None:
-    environment = cases.environment() | {"REMINT_CLUSTER": "127.0.0.1:9", "RAY_AUTH_MODE": "disabled"}
-    program = "from remint.distributed import cluster; cluster.train_on_nodes(cluster.Nodes(2, 2, 1, 1), [], [], {}, b'', __import__('pathlib').Path('x'), [], None)"
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("remint.errors.ResourceError: no Ray cluster answers at 127.0.0.1:9")
-    assert "ray start --head" in last and os.fspath(tmp_path)

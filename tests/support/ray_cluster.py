@@ -49,32 +49,25 @@ class RayCluster:
 
     def command(self, place: int, command: Sequence[str]) -> list[str]:
         """Return the command that runs ``command`` on a machine."""
-        if self.hosts is None:
-            return list(command)
-        session, own = self.folder / "ray", self.folder / f"ray{place}"  # hosts have disks of their own
-        for made in (session, own):
-            made.mkdir(exist_ok=True)
-        return self.hosts.command(place, command, {session: own})
+        return self.hosts.command(place, command) if self.hosts else list(command)
 
-    def start_machine(self, place: int) -> None:
-        """Start a machine, also one that ended, and wait for it."""
+    def start_machine(self, place: int, *options: str) -> None:
+        """Start a machine, also one that ended, with more options of ray start, and wait for it."""
         port = self.address.rpartition(":")[2]
-        here = [
-            "--head",
-            f"--port={port}",
-            "--include-dashboard=false",
-            f"--ray-client-server-port={free_port()}",
-            f"--temp-dir={self.folder}/ray",
-        ]
-        there = [f"--address={self.address}"]
-        ports = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"]
+        start = [str(RAY), "start", "--block", "--num-cpus=1", "--min-worker-port=0", "--max-worker-port=0"]
+        start.append(f"--dashboard-agent-listen-port={free_port()}")
+        if place:
+            start.append(f"--address={self.address}")
+        else:
+            start += ["--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
         if self.hosts:
-            ports.append(f"--node-ip-address={self.hosts.addresses[place]}")
-        start = [str(RAY), "start", "--block", "--num-cpus=1", *ports, *(there if place else here)]
+            start.append(f"--node-ip-address={self.hosts.addresses[place]}")
+        if self.hosts or not place:  # hosts have disks of their own
+            start.append(f"--temp-dir={self.folder}/ray{place}")
         with (self.folder / f"machine{place}").open("wb") as log:
             environment = self.environment(place)
             started = subprocess.Popen(
-                self.command(place, start), env=environment, stdout=log, stderr=log, start_new_session=True
+                self.command(place, [*start, *options]), env=environment, stdout=log, stderr=log, start_new_session=True
             )
         self.machines[place:] = [started, *self.machines[place + 1 :]]
         deadline = time.monotonic() + SECONDS

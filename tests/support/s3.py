@@ -17,6 +17,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -88,7 +89,13 @@ class Server:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Gateway on a free port, until the tests end."""
-    folder = tmp_path_factory.mktemp("s3")
+    with gateway(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@contextmanager
+def gateway(folder: Path, host: str = "127.0.0.1") -> Iterator[Server]:
+    """Yield a gateway on a free port of an address of this host while the block runs."""
     (folder / "data").mkdir()
     meta = f"sqlite3://{folder}/meta.db"
     environment = {**os.environ, "MINIO_ROOT_USER": USER, "MINIO_ROOT_PASSWORD": PASSWORD, "HOME": str(folder)}
@@ -97,20 +104,20 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     port = free_port()
     serve = [JUICEFS, "gateway", "--multi-buckets", "--keep-etag", "--no-banner", "--cache-dir", f"{folder}/cache"]
     with (folder / "log").open("wb") as log:
-        gateway = subprocess.Popen(
-            [sys.executable, "-c", SERVE, *serve, "--log", f"{folder}/log", meta, f"127.0.0.1:{port}"],
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, *serve, "--log", f"{folder}/log", meta, f"{host}:{port}"],
             env=environment,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
     try:
-        server = Server(f"http://127.0.0.1:{port}")
-        _wait(server.address, gateway, folder / "log")
+        server = Server(f"http://{host}:{port}")
+        _wait(server.address, process, folder / "log")
         yield server
     finally:
-        os.killpg(gateway.pid, signal.SIGKILL)
-        gateway.wait()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _wait(address: str, gateway: subprocess.Popen[bytes], log: Path) -> None:

@@ -112,7 +112,7 @@ def _free_machines(ray: Any, nodes: Nodes) -> int:
 
 
 def _say_waiting(ray: Any, nodes: Nodes) -> None:
-    needs = " and ".join(f"{count:g} free {name}s" for name, count in _resources(ray, nodes).items())
+    needs = " and ".join(f"{count:g} free {name}{'s' if count > 1 else ''}" for name, count in _resources(ray, nodes).items())
     emit("waiting", machines=nodes.least, needs=needs, free=_free_machines(ray, nodes))
 
 
