@@ -71,7 +71,7 @@ def test_a_host_that_is_cut_off_is_done_without(folder: Path, tmp_path: Path) ->
         goes_on = job.wait_for("machine_lost") + noticed
         _, alive = psutil.wait_procs(there, timeout=90)
         print(f"noticed after {noticed:.1f} s, went on after {goes_on:.1f} s, ranks ended after {time.monotonic() - began:.1f} s")
-        assert not alive and goes_on - noticed < 60
+        assert not alive
         assert_equal(job.weights(), one_process(folder, tmp_path / "one", "vae", **LONG))
         assert job.machines() == [2, 1]
 

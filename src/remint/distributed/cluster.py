@@ -31,7 +31,7 @@ STARTS = 3  # ... of which so many may follow each other without a new checkpoin
 EVERY = 0.5  # seconds between two looks into the mailbox
 WAITING = 30.0  # seconds between two lines about a cluster that is full
 LOST = 60.0  # seconds without an answer of the mailbox after which the cluster is lost
-PATIENCE = 25.0  # seconds after a stop in which checkpoints may come; less than the caller waits (processes.GRACE)
+PATIENCE = 20.0  # seconds after a stop in which checkpoints may come; less than the caller waits (processes.GRACE)
 
 
 @dataclass(frozen=True)
