@@ -61,8 +61,9 @@ def test_hosts_get_their_data_from_s3(lone_team: Team, tmp_path: Path, monkeypat
             monkeypatch.setenv(name, value)
         with ray_cluster(2, made) as cluster, made.entered(0):
             team = ClusterTeam(lone_team.folder, cluster=cluster, remote=f"s3://{store}/dvc")
-            run = team.remint("run", "digits-vae", "--set", "training.nodes=2", new=True)
-            assert "trains on 2 machines, 2 processes" in run.stdout + run.stderr
+            log = tmp_path / "log"
+            assert team.start("run", "digits-vae", "--set", "training.nodes=2", log=log).wait() == 0, log.read_text()
+            assert "trains on 2 machines, 2 processes" in log.read_text()
             (version,) = team.json("models", "digits-vae")
             assert version["verdict"] == "promoted"
             fetched = [list((cluster.folder / f"cache{place}/data").glob("*/*.npy")) for place in range(2)]
