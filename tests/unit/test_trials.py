@@ -115,8 +115,7 @@ def rows_of(path: Path, made: list[Trial], seen: list[str]) -> tuple[list[Ledger
     for number, (trial, text) in enumerate(zip(made, seen, strict=True), start=1):
         said = {"who": "gate", "why": "", "evidence": "e", "champion_after": None, "expected_champion": None}
         ledger.append("m", "kept", number, **said, trial=canonical(trial.to_json()), seen=text)
-    texts = SeenExamples(f"sqlite:///{path}").of("m")
-    return ledger.rows("m"), {sequence: sha256(text) for sequence, text in texts.items()}
+    return ledger.rows("m"), SeenExamples(f"sqlite:///{path}").of("m")
 
 
 def test_verification_computes_each_trial_again(tmp_path: Path) -> None:
@@ -124,14 +123,14 @@ def test_verification_computes_each_trial_again(tmp_path: Path) -> None:
     nights = [night(f"k{n}", recipe=f"r{n}", sample=sha256(text)) for n, text in enumerate(texts)]
     rows, seen = rows_of(tmp_path / "ledger.db", life(*nights), texts)
     assert trials.check(rows, seen) == [] and trials.of_rows(rows) == life(*nights)
-    assert [fault.sequence for fault in trials.check(rows, {1: seen[1]})] == [3]
+    assert [sequence for sequence, _ in trials.check(rows, {1: seen[1]})] == [3]
     for key, value in (("number", 1), ("spent", 0.1), ("asked", 1.0), ("level", 0.05), ("evidence", {"nll": 99.0})):
         forged = json.loads(rows[1].trial) | {key: value}
         changed = [rows[0], rows[1].model_copy(update={"trial": canonical(forged)}), rows[2]]
-        assert 2 in [fault.sequence for fault in trials.check(changed, seen)], key
-    assert [fault.sequence for fault in trials.check(rows[1:], seen)] == [2], "a removed try resets nothing unseen"
+        assert 2 in [sequence for sequence, _ in trials.check(changed, seen)], key
+    assert [sequence for sequence, _ in trials.check(rows[1:], seen)] == [2], "a removed try resets nothing unseen"
     damaged = [rows[0].model_copy(update={"trial": "{"}), *rows[1:]]
-    assert trials.check(damaged, seen)[0].text == "its trial is damaged"
+    assert trials.check(damaged, seen)[0] == (1, "its trial is damaged")
 
 
 def test_the_share_of_new_examples_is_that_of_examples_that_no_decision_has_seen() -> None:

@@ -15,7 +15,7 @@ from remint.promotion.retraining import Retraining, timed
 from remint.promotion.trials import Past
 from remint.records import digest
 from remint.settings.recipe import without_seed
-from remint.stores.ledger.seen import fresh_share, sha256
+from remint.stores.ledger.seen import fresh_share
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_seen_examples
 
@@ -65,8 +65,8 @@ def _past(job: Retraining, champion_version: int | None) -> Past:
     rows, seen = job.ledger.rows(job.pipeline), open_seen_examples(job.home).of(job.pipeline)
     examples = held_out_digests(job.out("prepared", job.settings.dataset))
     fresh, seen_first = fresh_share(examples, seen)
-    faults = trials.check(rows, {sequence: sha256(text) for sequence, text in seen.items()})
-    past = Past(trials=tuple(trials.of_rows(rows)), fresh=0.0 if faults else fresh, seen_first=seen_first)
+    damaged = trials.check(rows, seen)
+    past = Past(trials=tuple(trials.of_rows(rows)), fresh=0.0 if damaged else fresh, seen_first=seen_first)
     if champion_version is None:
         return past
     try:

@@ -13,7 +13,6 @@ from remint.records import Drift, MetricValue, Record
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.settings.base import did_you_mean
-from remint.stores.ledger.seen import sha256
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_ledger, open_seen_examples, open_tracking
 
@@ -99,19 +98,13 @@ def history(home: Home, name: str, *, verify: bool = False) -> History:
         )
     findings = book.verify(name, known)
     if verify:  # the ledger alone needs no MLflow, whose import takes a second
-        findings += [*kept_decisions.differences(home, name, rows), *_trial_faults(home, name)]
+        findings += [
+            *kept_decisions.differences(home, name, rows),
+            *trials.faults(open_ledger(home), open_seen_examples(home), name),
+        ]
         with suppress(LedgerError):  # a damaged row: the findings name it
             sync_mlflow_to_ledger(home, name)
     return History(model=name, rows=tuple(rows), findings=tuple(findings), kept_hashes=len(known))
-
-
-def _trial_faults(home: Home, name: str) -> list[str]:
-    """Return a line for each row whose trial does not follow from those before it. The chain names a row that was changed."""
-    seen = {sequence: sha256(examples) for sequence, examples in open_seen_examples(home).of(name).items()}
-    with suppress(LedgerError):
-        rows = open_ledger(home).rows(name)
-        return [f"{name}: row {fault.sequence}: {fault.text}" for fault in trials.check(rows, seen)]
-    return []
 
 
 def _kept_hashes(home: Home, name: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ A row of the ledger holds its Trial, so that the budget cannot be reset unseen, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,7 +25,9 @@ from remint.errors import LedgerError
 from remint.evaluation.levels import share
 from remint.promotion.nights import Draws, evidence, nights_needed
 from remint.records import Record
+from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.row import LedgerRow
+from remint.stores.ledger.seen import SeenExamples, sha256
 from remint.stores.ledger.spreads import SeedSpread
 
 TOLD = (4, 2, 1)  # gains in standard deviations of seeds, for which the number of nights is told
@@ -172,20 +175,22 @@ def _outlook(earlier: Sequence[Trial], trial: Trial, metric: str) -> str:
     return f"nights until a new recipe's gain in {metric} is shown (a spread of seeds is {spread:.2g}): {nights}"
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A trial that does not follow from those before it."""
+def faults(ledger: Ledger, seen: SeenExamples, model: str) -> list[str]:
+    """Return a line for each trial of a model that does not follow from those before it, computed again from its night.
 
-    sequence: int  # of its row
-    text: str
-
-
-def check(rows: Sequence[LedgerRow], seen: Mapping[int, str]) -> list[Fault]:
-    """Return the faults of one model's trials, computed again from their nights.
-
-    ``seen``: SHA-256 of the examples that each row saw first, by its sequence.
+    [] if a row is damaged: the chain's verification names it.
     """
-    faults: list[Fault] = []
+    with suppress(LedgerError):
+        return [f"{model}: row {sequence}: {text}" for sequence, text in check(ledger.rows(model), seen.of(model))]
+    return []
+
+
+def check(rows: Sequence[LedgerRow], seen: Mapping[int, str]) -> list[tuple[int, str]]:
+    """Return the sequence of each row whose trial does not follow from those before it, and what is wrong.
+
+    ``seen``: what each row saw first, by its sequence.
+    """
+    found: list[tuple[int, str]] = []
     earlier: list[Trial] = []
     for row in rows:
         if not row.trial:
@@ -193,14 +198,14 @@ def check(rows: Sequence[LedgerRow], seen: Mapping[int, str]) -> list[Fault]:
         try:
             trial = Trial.model_validate_json(row.trial)
         except ValueError:
-            faults.append(Fault(row.sequence, "its trial is damaged"))
+            found.append((row.sequence, "its trial is damaged"))
             continue
         if not _equal(following(earlier, trial.night), trial):
-            faults.append(Fault(row.sequence, "its trial does not follow from those before it: the budget was changed"))
-        if trial.night.sample != seen.get(row.sequence, ""):
-            faults.append(Fault(row.sequence, "the held-out examples that it saw were changed or removed"))
+            found.append((row.sequence, "its trial does not follow from those before it: the budget was changed"))
+        if trial.night.sample != sha256(seen.get(row.sequence, "")):
+            found.append((row.sequence, "the held-out examples that it saw were changed or removed"))
         earlier.append(trial)
-    return faults
+    return found
 
 
 def _equal(computed: Trial, stored: Trial) -> bool:

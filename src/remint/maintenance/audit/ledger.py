@@ -8,9 +8,11 @@ from functools import partial
 
 from remint.errors import LedgerError
 from remint.maintenance.audit.fault import Fault, fault
+from remint.promotion import trials
 from remint.promotion.projection import tags_of
 from remint.stores.ledger.chain import Ledger, projection
 from remint.stores.ledger.row import LedgerRow
+from remint.stores.ledger.seen import SeenExamples
 from remint.stores.ledger.serving_events import ServingEvents
 from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 
@@ -39,6 +41,18 @@ def serving(events: ServingEvents, model: str) -> Iterator[Fault]:
             f"{line}.",
             "Which host served which version can no longer be trusted; no decision depends on it.",
             "Restore the table serving_events of the ledger's database from a backup.",
+        )
+
+
+def tries(book: Ledger, seen: SeenExamples, model: str) -> Iterator[Fault]:
+    """Find tries of the gate that do not follow from those before them, and seen examples that were changed or removed."""
+    for line in trials.faults(book, seen, model):
+        yield fault(
+            "ledger",
+            model,
+            f"{line}.",
+            "The error level that is left can no longer be trusted; until then no example counts as new.",
+            f"Restore the ledger's database from a backup: remint history {model} --verify computes the tries again.",
         )
 
 

@@ -18,7 +18,7 @@ from remint.runtime.home import Home
 from remint.stores.ledger.chain import Ledger
 from remint.stores.mlflow import Tracking, inventory
 from remint.stores.mlflow.inventory import Run, StoredVersion
-from remint.stores.open import open_ledger, open_serving_events, open_tracking
+from remint.stores.open import open_ledger, open_seen_examples, open_serving_events, open_tracking
 
 SETTLE = 2.0  # seconds that a job has to update MLflow after it has written a row
 
@@ -153,12 +153,18 @@ def _versions(
 
 def _decisions(home: Home, store: Tracking, book: Ledger, model: str) -> list[Fault]:
     """Check the ledger of one model and MLflow's copy of it. Check again if a live job may be updating the two."""
-    found = _guarded(f"the ledger of {model}", _followed(store, book, model))
-    found += _guarded(f"the serving events of {model}", ledger.serving(open_serving_events(home), model))
+
+    def look() -> list[Fault]:
+        return [
+            *_guarded(f"the ledger of {model}", _followed(store, book, model)),
+            *_guarded(f"the tries of {model}", ledger.tries(book, open_seen_examples(home), model)),
+            *_guarded(f"the serving events of {model}", ledger.serving(open_serving_events(home), model)),
+        ]
+
+    found = look()
     if found and jobs.alive(home):
         time.sleep(SETTLE)
-        found = _guarded(f"the ledger of {model}", _followed(store, book, model))
-        found += _guarded(f"the serving events of {model}", ledger.serving(open_serving_events(home), model))
+        found = look()
     return found
 
 
