@@ -59,6 +59,7 @@ bench: setup ## the README's claims, measured
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.scaling launchers
 	$(BIN)/python benchmarks/frechet.py
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.tables
