@@ -90,6 +90,7 @@ def metadata(head: RayCluster, **changed: str) -> Iterator[None]:
     run(METADATA, head.environment(0), json.dumps(own)).check_returncode()
 
 
+@pytest.mark.soak
 def test_another_version(head: RayCluster) -> None:
     with metadata(head, ray_version="2.49.0"):
         said = error_line(head.environment(0))
@@ -109,6 +110,7 @@ def waiting(job: Job) -> list[tuple[str, int, int]]:
     return [(each["needs"], each["machines"], each["free"]) for each in events if each["event"] == "waiting"]
 
 
+@pytest.mark.soak
 def test_a_cluster_that_is_too_small_or_full(head: RayCluster, folder: Path, tmp_path: Path) -> None:
     needs = "1 free CPU and 1 free GPU"
     assert waiting(Job(head, folder, tmp_path, "vae", (2, 2))) == [(needs, 2, 1)]
