@@ -21,6 +21,7 @@ from remint.settings.base import Settings
 from remint.settings.params import PipelineSettings
 from remint.settings.schedule import ScheduleSettings
 from remint.settings.shadow import ServingSettings
+from remint.settings.triggers import DataTrigger, DriftTrigger, TriggerSettings
 
 HERE = Path(__file__).parent
 
@@ -40,6 +41,9 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
     ("pipelines.NAME.promotion.improve", judging.Improve),
     ("pipelines.NAME.schedule", ScheduleSettings),
     ("pipelines.NAME.serving", ServingSettings),
+    ("pipelines.NAME.triggers", TriggerSettings),
+    ("pipelines.NAME.triggers.data_changed", DataTrigger),
+    ("pipelines.NAME.triggers.drift", DriftTrigger),
 ]
 
 

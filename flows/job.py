@@ -22,8 +22,13 @@ from remint.stores.ledger import leases
 
 
 @contextmanager
-def open_job(pipeline: str, overrides: Sequence[str], reason: str, branch: str | None) -> Iterator[Retraining]:
-    """Open a job: a lock that shows that it lives, the pipeline's lease, and a checkout with the overrides applied."""
+def open_job(
+    pipeline: str, overrides: Sequence[str], reason: str, branch: str | None, *, gives_way: bool = True
+) -> Iterator[Retraining]:
+    """Open a job: a lock that shows that it lives, the pipeline's lease, and a checkout with the overrides applied.
+
+    ``gives_way``: a scheduled run gives way to another one. A check of the champion waits, and no retraining gives way to it.
+    """
     repository = git.repository_of(Path.cwd())
     home = Home.of(repository).ensure()
     if jobs.is_collecting(home):
@@ -31,7 +36,7 @@ def open_job(pipeline: str, overrides: Sequence[str], reason: str, branch: str |
     with ExitStack() as stack:
         stack.enter_context(stopping.preemptible())
         record = stack.enter_context(jobs.live(home, pipeline=pipeline, flow_run=str(flow_run.id or "")))
-        lease = stack.enter_context(_pipeline_lease(home, pipeline, record))
+        lease = stack.enter_context(_pipeline_lease(home, pipeline, record, gives_way))
         reconcile(home)
         stack.callback(git.remove, home.workspaces / record.id)
         job = check_out(home, record, lease, pipeline, overrides, reason, branch, _listener)
@@ -49,7 +54,7 @@ def _listener(pipeline: str, event: str, fields: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _pipeline_lease(home: Home, pipeline: str, record: jobs.Job) -> Iterator[leases.Lease]:
+def _pipeline_lease(home: Home, pipeline: str, record: jobs.Job, gives_way: bool) -> Iterator[leases.Lease]:
     """Wait for the lease of the pipeline. A scheduled run does not wait for another scheduled run: it ends as Skipped."""
     holder = leases.Holder.of(pipeline, record)
 
@@ -57,7 +62,7 @@ def _pipeline_lease(home: Home, pipeline: str, record: jobs.Job) -> Iterator[lea
         progress.tell(pipeline, "notice", text=text)
 
     with ExitStack() as stack:
-        if stopping.is_deployed():
+        if gives_way and stopping.is_deployed():
             try:  # wait only for an older process of this same flow run
                 own_schedule = leases.held(
                     home, f"schedule of {pipeline}", holder, say, waits=lambda other: other.flow_run == holder.flow_run

@@ -7,6 +7,7 @@ from prefect import State, flow
 from flows import labels, spread, steps
 from flows.job import open_job
 from remint.evaluation.evidence import Evidence
+from remint.promotion import new_data
 from remint.promotion.outcome import Outcome
 
 
@@ -22,6 +23,7 @@ def retrain(
     """
     with open_job(pipeline, overrides or [], reason, branch) as job:  # one commit, checked out for this job
         steps.judge_shadow(job)  # an earlier version that answered copies of requests may be champion now
+        seen = new_data.look(job)  # what triggers.data_changed compares with
         steps.fetch(job)  # changed objects of an s3:// source
         if not steps.restore(job):  # if dvc's cache has all results, they are restored and nothing trains
             steps.version_data(job)
@@ -36,5 +38,6 @@ def retrain(
             version = steps.register(job, evidence)
             judgement = steps.judge(job, version, evidence)
             outcome = steps.settle(job, version, evidence, judgement)
+        new_data.keep(job, seen)
     spread.measure_missing(job, branch)  # what margin: auto needs, once
     return labels.completed(outcome)

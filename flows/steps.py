@@ -16,7 +16,7 @@ from flows import artifacts
 from flows.server import progress
 from remint.errors import Interrupted, UserError
 from remint.evaluation.evidence import Evidence
-from remint.promotion import settlement, shadow
+from remint.promotion import monitoring, settlement, shadow
 from remint.promotion.judge import Judgement, judge_version
 from remint.promotion.outcome import Outcome
 from remint.promotion.register import register_version
@@ -202,6 +202,12 @@ def register(job: Retraining, evidence: Evidence) -> ModelVersion:
 def judge(job: Retraining, version: ModelVersion, evidence: Evidence) -> Judgement:
     """Compare the version with the champion, which is measured again on today's data with today's settings."""
     return judge_version(job, version, evidence)
+
+
+@step("check drift")
+def check_drift(job: Retraining, reign: monitoring.Reign) -> monitoring.Monitoring:
+    """Measure the champion on today's data, and the drift since it was trained; open an alarm if that is due."""
+    return monitoring.check(job, reign)
 
 
 @step("find earlier decision")

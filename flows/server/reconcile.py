@@ -37,7 +37,7 @@ from remint.runtime.locks import locked
 from remint.stores import git
 from remint.stores.open import open_tracking
 
-FLOWS = ["retrain", "train seed", "seed spread"]  # remint's flows; a shared server has others
+FLOWS = ["retrain", "train seed", "seed spread", "monitor"]  # remint's flows; a shared server has others
 OPEN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING, StateType.PAUSED]
 UNATTENDED = 120.0  # seconds; an open flow run without a job for longer than this has no process
 RESTARTS = 5  # times that a deployed run is restarted after its process died; then a person must look

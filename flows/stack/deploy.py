@@ -1,6 +1,8 @@
 """Deployments in Prefect, run by a worker of the pool "remint".
 
-retrain/NAME    for each pipeline with a ``schedule:``
+retrain/NAME    for each pipeline with a ``schedule:`` or ``triggers:``
+watch/NAME      for each pipeline with ``triggers.data_changed``: starts a retraining if the sources changed (flows/watch.py)
+monitor/NAME    for each pipeline with ``triggers.drift``: judges the champion on today's data, and retrains if they drifted
 shadow/NAME     for each pipeline with ``serving.shadow``: judges the versions that await it, every 15 minutes (flows/shadow.py)
 approve/NAME    for each pipeline with ``approval: manual``: the form in which a person answers (flows/approval.py)
 tidy/remint     cleans up runs whose process is gone; Prefect's automations start it (flows/stack/tidy.py)
@@ -39,6 +41,7 @@ from remint.settings.params import Params
 from remint.settings.schedule import ScheduleSettings
 
 SHADOW = ScheduleSettings(interval=900)
+OF_A_BRANCH = ("retrain", "watch", "monitor")  # flows that take the settings at the head of the branch
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def plan(home: Home, params: Params, branch: str) -> list[Change]:
         flow, _, pipeline = name.partition("/")
         settings = _schedule_settings(params, name)
         schedule = settings.model_dump(exclude_none=True) if settings else None
-        change = Change(pipeline, name, "new", schedule=schedule, branch=branch if flow == "retrain" else None)
+        change = Change(pipeline, name, "new", schedule=schedule, branch=branch if flow in OF_A_BRANCH else None)
         if settings and flow == "retrain":
             seeds = missing_seeds(home, pipeline, params.pipelines[pipeline])
             warnings = [
@@ -100,28 +103,41 @@ def deploy(home: Home, params: Params, planned: list[Change]) -> list[Change]:
 
 
 def _carry_out(home: Home, params: Params, change: Change, before: DeploymentResponse | None) -> Change:
-    from flows.approval import approve
-    from flows.retrain import retrain
-    from flows.shadow import judge_shadow
-
-    name, settings = change.pipeline, _schedule_settings(params, change.deployment)
     if change.action == "removed":
         deployments.remove(UUID(change.id))
         return change
+    settings = _schedule_settings(params, change.deployment)
     more: dict[str, Any] = {"paused": before.paused} if before else {}
     if settings is not None:
         more["schedule"] = _schedule(settings, before)
-    if change.deployment.startswith("approve/"):
-        more["description"] = f"Asks a person whether to promote a version of {name}. Retrainings start it."
-        identity = _deploy(home, approve, "flows/approval.py:approve", name, parameters={"model": name}, **more)
-    elif change.deployment.startswith("shadow/"):
-        more["description"] = f"Judges the versions of {name} that await shadow."
-        identity = _deploy(home, judge_shadow, "flows/shadow.py:judge_shadow", name, parameters={"pipeline": name}, **more)
-    else:
-        more["description"] = f"Retrains {name} from the head of {change.branch}."
-        parameters = {"pipeline": name, "branch": change.branch, "reason": "scheduled"}
-        identity = _deploy(home, retrain, "flows/retrain.py:retrain", name, parameters=parameters, **more)
+    elif before and before.schedules:
+        more["schedules"] = []  # the pipeline has triggers only, since this deployment
+    flow, parameters, description = _flow_of(change)
+    entrypoint = f"{flow.fn.__module__.replace('.', '/')}.py:{flow.fn.__name__}"
+    identity = _deploy(home, flow, entrypoint, change.pipeline, parameters=parameters, description=description, **more)
     return replace(change, id=identity)
+
+
+def _flow_of(change: Change) -> tuple[Flow[..., Any], dict[str, Any], str]:
+    """Return the flow of a deployment, its parameters and its description."""
+    from flows.approval import approve
+    from flows.retrain import retrain
+    from flows.shadow import judge_shadow
+    from flows.watch import monitor, watch
+
+    name = change.pipeline
+    parameters: dict[str, Any] = {"pipeline": name, **({"branch": change.branch} if change.branch else {})}
+    match change.deployment.partition("/")[0]:
+        case "approve":
+            return approve, {"model": name}, f"Asks a person whether to promote a version of {name}. Retrainings start it."
+        case "shadow":
+            return judge_shadow, parameters, f"Judges the versions of {name} that await shadow."
+        case "watch":
+            return watch, parameters, f"Starts a retraining of {name} if its sources changed."
+        case "monitor":
+            return monitor, parameters, f"Judges the champion of {name} on today's data, and retrains it if they drifted."
+        case _:
+            return retrain, {**parameters, "reason": "scheduled"}, f"Retrains {name} from the head of {change.branch}."
 
 
 def _schedule_settings(params: Params, deployment: str) -> ScheduleSettings | None:
@@ -129,6 +145,10 @@ def _schedule_settings(params: Params, deployment: str) -> ScheduleSettings | No
     flow, _, pipeline = deployment.partition("/")
     if pipeline not in params.pipelines or flow == "approve":
         return None
+    triggers = params.pipelines[pipeline].triggers
+    if flow in ("watch", "monitor"):
+        trigger = triggers.data_changed if flow == "watch" else triggers.drift
+        return ScheduleSettings(interval=trigger.seconds) if trigger else None
     return SHADOW if flow == "shadow" else params.pipelines[pipeline].schedule
 
 
@@ -136,18 +156,29 @@ def describe(change: Change) -> str:
     """Describe a change in one line."""
     if change.action == "removed":
         return f"- {change.deployment}: removed, since params.yaml does not ask for it"
-    if change.schedule is None:
-        about = "the form for versions that await approval"
-    elif change.branch is None:
-        about = f"judges versions that await shadow, every {change.schedule['interval'] // 60} minutes"
-    else:
-        about = f"{', '.join(f'{key} {value}' for key, value in change.schedule.items())}, from the head of {change.branch}"
+    flow, every = change.deployment.partition("/")[0], _every((change.schedule or {}).get("interval", 0))
+    head = f"from the head of {change.branch}"
+    about = {
+        "approve": "the form for versions that await approval",
+        "shadow": f"judges versions that await shadow, every {every}",
+        "watch": f"retrains if the sources changed, every {every}",
+        "monitor": f"judges the champion on today's data, and retrains if they drifted, every {every}",
+        "retrain": f"{', '.join(f'{key} {value}' for key, value in (change.schedule or {'by': 'triggers'}).items())}, {head}",
+    }[flow]
     sign = {"new": "+ ", "changed": "~ ", "unchanged": "  "}[change.action]
     changes = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in change.changes.items())
     notes = [f"changed: {changes}"] if changes else []
     notes += ["paused in Prefect: it stays paused"] if change.paused else []
     notes += [f"warning: {change.warning}"] if change.warning else []
     return f"{sign}{change.deployment}: {about}" + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _every(seconds: int) -> str:
+    """Return a time in its largest whole unit: 15 minutes."""
+    unit, size = next(
+        (unit, size) for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1)) if seconds % size == 0
+    )
+    return f"{seconds // size} {unit}{'s' * (seconds != size)}"
 
 
 def _settings(home: Home, change: Change) -> dict[str, Any]:

@@ -23,6 +23,8 @@ NAMED_BY = {
     "retrain": "pipeline",
     "approve": "model",
     "shadow": "pipeline",
+    "watch": "pipeline",
+    "monitor": "pipeline",
 }  # flow, and the parameter whose value is the deployment's name
 PREFECTS_START = f"DTSTART:{schedule.PREFECTS_START:%Y%m%dT%H%M%S}\n"  # Prefect writes it before a rule without one
 PAGE = 200  # deployments per request, Prefect's limit
@@ -32,7 +34,10 @@ def wanted(params: Params) -> list[str]:
     """Return the names (FLOW/PIPELINE) of the deployments that params.yaml asks for."""
     named = []
     for name, pipeline in params.pipelines.items():
-        named += [f"retrain/{name}"] if pipeline.schedule else []
+        triggers = pipeline.triggers
+        named += [f"retrain/{name}"] if pipeline.schedule or triggers.on else []
+        named += [f"watch/{name}"] if triggers.data_changed else []
+        named += [f"monitor/{name}"] if triggers.drift else []
         named += [f"shadow/{name}"] if pipeline.serving.shadow is not None else []
         named += [f"approve/{name}"] if pipeline.promotion.approval == "manual" else []
     return named

@@ -68,7 +68,9 @@ def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
     """Check Prefect's server, and that a worker runs the schedules."""
     given = os.environ.get("PREFECT_API_URL")
     address = given or (server.stack(home) or {}).get("prefect")
-    scheduled = [name for name, pipeline in (params.pipelines if params else {}).items() if pipeline.schedule]
+    scheduled = [
+        name for name, pipeline in (params.pipelines if params else {}).items() if pipeline.schedule or pipeline.triggers.on
+    ]
     if address is None:
         if not (home.prefect / "prefect.db").exists():
             yield Symptom(

@@ -258,6 +258,8 @@ class Change(Record):
 class Drift(Record):
     """Change of the training data since a model was trained."""
 
+    added_later: ClassVar[frozenset[str]] = frozenset({"p"})
+
     former: str  # digest of the DatasetVersion that it was trained on
     present: str  # digest of the DatasetVersion that it is judged with
     comparable: bool  # False: the two could not be compared, for the reason in the summary
@@ -268,6 +270,7 @@ class Drift(Record):
     added: int = 0  # examples in the present one only
     removed: int = 0  # examples in the former one only
     tested: int = 0  # number of compared statistics
+    p: float | None = None  # smallest p-value of the statistics, corrected for all (Holm); None: none was compared
     changed: tuple[Change, ...] = ()  # those that changed at the 5% level, corrected for all, the largest first
     distance: MetricValue | None = None  # Frechet distance between the two training splits in the present features
     floor: MetricValue | None = None  # the same distance after shuffling all examples between the two

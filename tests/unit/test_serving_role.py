@@ -34,6 +34,7 @@ FORBIDDEN = (
     "DELETE FROM serving_events",
     "TRUNCATE serving_events",
     "DROP TABLE serving_events",
+    "DELETE FROM drift_checks",
     "UPDATE shadow_counts SET counts = ''",
     "DELETE FROM shadow_counts",
     "UPDATE ledger_schema SET version = 9",

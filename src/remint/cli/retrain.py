@@ -1,8 +1,8 @@
-"""Commands that train: run and spread."""
+"""Commands that train or judge: run, spread and monitor."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.markup import escape
@@ -89,3 +89,36 @@ def spread(
         print_json(answer.to_json())
     else:
         screens.spread(answer)
+
+
+@app.command()
+def monitor(
+    pipeline: Annotated[str, typer.Argument(help="A name below pipelines: in params.yaml.", autocompletion=completion.pipelines)],
+    as_json: AsJson = False,
+) -> None:
+    """Judge the champion on today's data, and hold these against the data that it was trained on. Nothing is trained.
+
+    The check counts: of all champions whose data never drift, at most 5% have an alarm in their whole life.
+
+    Example: remint monitor digits-flow
+    """
+    home, params = here()
+    params.pipeline(pipeline)
+    from remint.promotion import monitoring
+
+    if monitoring.reign(home, pipeline) is None:
+        answer = monitoring.nothing_to_judge(pipeline)
+    else:
+        from flows.server import server
+
+        with server.api(home, terminal.say):
+            from flows.server import process_tags, progress
+            from flows.watch import monitor as judge
+
+            with terminal.Display() as display, processes.interruptible(), process_tags.tagged():
+                progress.listeners.append(display)
+                answer = cast("monitoring.Monitoring", judge(pipeline))
+    if as_json:
+        print_json(answer.to_json())
+    else:
+        screens.monitoring(answer)

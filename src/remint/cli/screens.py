@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs
     from remint.maintenance.doctor import Symptom
     from remint.maintenance.gc import Collection, Garbage
     from remint.maintenance.rebuild import Rebuild
+    from remint.promotion.monitoring import Monitoring
     from remint.promotion.outcome import Outcome
     from remint.promotion.queries import History, VersionEntry
     from remint.promotion.side_by_side import Comparison
@@ -46,6 +47,15 @@ def outcomes(home: Home, done: list[Outcome]) -> None:
     for outcome in done:
         out.print(f"Report: {outcome.report}", soft_wrap=True)
     out.print(next_commands(done[0]), soft_wrap=True)
+
+
+def monitoring(answer: Monitoring) -> None:
+    """Print the answer of a check of the champion on today's data."""
+    out.print(escape(answer.text), soft_wrap=True)
+    for value in answer.check.metrics.values() if answer.check else ():
+        out.print(f"{value.name} on today's held-out examples: {value.text()}", soft_wrap=True)
+    if answer.state in ("drifted", "still_drifted"):
+        out.print(f"Next: remint run {answer.pipeline}, whose verdict closes the alarm", soft_wrap=True)
 
 
 def next_commands(outcome: Outcome) -> str:

@@ -29,8 +29,8 @@ def deploy(
 ) -> None:
     """Create the Prefect deployments that params.yaml asks for, and remove others.
 
-    They are a retraining per pipeline with a schedule, a form per pipeline with approval: manual, and a judge of waiting
-    versions per pipeline with serving.shadow.
+    They are a retraining per pipeline with a schedule or triggers, a flow per trigger, a form per pipeline with approval: manual,
+    and a judge of waiting versions per pipeline with serving.shadow.
 
     Lists the changes first: new (+), changed (~), unchanged, removed (-). Deployments that were paused in Prefect stay paused.
 
@@ -55,7 +55,7 @@ def deploy(
     if dry_run:
         return
     deployed = [change for change in done if change.action != "removed"]
-    nothing = "No pipeline has a schedule:, serving.shadow or approval: manual in params.yaml."
+    nothing = "No pipeline has a schedule:, triggers:, serving.shadow or approval: manual in params.yaml."
     terminal.out.print("They run only while a server and a worker run: remint up" if deployed else nothing)
     own = [name for name in STORES if os.environ.get(name)]
     if deployed and own:

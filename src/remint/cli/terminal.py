@@ -34,6 +34,7 @@ DOING = {
     "push": "pushes data to the remote",
     "register": "registers",
     "judge": "is compared with the champion",
+    "monitor": "judges the champion on today's data",
     "settle": "writes the decision to the ledger",
 }
 

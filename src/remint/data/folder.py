@@ -6,9 +6,11 @@ folder is refused by name, as is every file that is not regular (a pipe would ne
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,3 +113,32 @@ def _read(path: Path) -> bytes:
     with open(handle, "rb") as stream:  # noqa: PTH123 (a file descriptor)
         _check_kind(path, os.fstat(handle))
         return stream.read()
+
+
+def fingerprint(place: Path) -> str:
+    """Return the SHA-256 of names, sizes and times of a file, or of the visible files below a folder. No file is opened.
+
+    It takes one look at each file: a second for about 200,000. Raises DataError if a folder cannot be listed.
+    """
+    if not place.is_dir():
+        return hashlib.sha256(_facts(place.name, place.stat())).hexdigest()
+    state, pending = hashlib.sha256(), [""]
+    while pending:
+        inside = pending.pop()
+        try:
+            with os.scandir(place / inside) as entries:
+                found = sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
+        except OSError as error:
+            _raise_data_error(error)
+        for entry in found:
+            name = f"{inside}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(f"{name}/")
+            else:
+                with suppress(FileNotFoundError):  # it was removed meanwhile: the next look sees that
+                    state.update(_facts(name, entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)))
+    return state.hexdigest()
+
+
+def _facts(name: str, status: os.stat_result) -> bytes:
+    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape")

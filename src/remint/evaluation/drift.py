@@ -64,9 +64,7 @@ def measure_drift(former: Dataset, present: Dataset, extract: Extract | None, ex
     if not a.fits(b, conditional=False):
         return start
     places = match_examples(former.train, present.train)
-    tests = list(_tests(former, present, _sample(places, MAX_TESTED, np.random.default_rng(1))))
-    corrected = contrast.holm([change.p for change in tests])
-    changes = [change.model_copy(update={"p": p}) for change, p in zip(tests, corrected, strict=True)]
+    changes = statistics(former, present, _sample(places, MAX_TESTED, np.random.default_rng(1)))
     changed = tuple(sorted((c for c in changes if c.p < LEVEL), key=lambda change: -abs(change.change)))
     fingerprint = {"extractor": extractor_sha256, "former": former.version.digest, "present": present.version.digest}
     distance, floor = _distance(former.train, present.train, places, extract, fingerprint)
@@ -76,7 +74,8 @@ def measure_drift(former: Dataset, present: Dataset, extract: Extract | None, ex
             "kept": len(places.kept),
             "added": len(places.added),
             "removed": len(places.removed),
-            "tested": len(tests),
+            "tested": len(changes),
+            "p": min((change.p for change in changes), default=None),
             "changed": changed,
             "distance": distance,
             "floor": floor,
@@ -97,6 +96,13 @@ def write(drift: Drift, former: Dataset, present: Dataset, out: Path) -> None:
     else:
         before, after = (_mean_image(split) / (present.spec.levels - 1) for split in (former.train, present.train))
         charts.images_before_and_after(out / "drift.png", before, after, drift)
+
+
+def statistics(former: Dataset, present: Dataset, places: Groups) -> list[Change]:
+    """Return every comparable statistic of two training splits of one schema, with p-values corrected for all of them (Holm)."""
+    tests = list(_tests(former, present, places))
+    corrected = contrast.holm([change.p for change in tests])
+    return [change.model_copy(update={"p": p}) for change, p in zip(tests, corrected, strict=True)]
 
 
 def _tests(former: Dataset, present: Dataset, places: Groups) -> Iterator[Change]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,24 @@ def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
         raise
     except RemintError as error:
         return ChampionEvidence(unavailable_reason=f"champion {job.pipeline}/{version} could not be measured again: {error}")
+    return _on_todays_data(job, champion, {name: value.fingerprint for name, value in own.report.metrics.items()})
+
+
+def monitored(job: Retraining, champion: ModelVersion) -> ChampionEvidence:
+    """Return the champion's evidence on today's data, where no challenger was trained, and the drift."""
+    return _on_todays_data(job, champion, dict.fromkeys(job.settings.metrics()), challenged=False)
+
+
+def _on_todays_data(
+    job: Retraining, champion: ModelVersion, how: Mapping[str, Any], *, challenged: bool = True
+) -> ChampionEvidence:
+    """Measure the champion, and the drift since it was trained. ``how``: the way each metric is measured.
+
+    ``challenged``: whether the job has a challenger, to be measured on the same part of the examples.
+    """
     former, drift = None, None
-    folder = _cached(job, champion, own)
-    if champion.dataset != own.report.dataset and not (folder / "drift.json").exists():
+    folder = _cached(job, champion, how)
+    if champion.dataset != job.dataset.digest and not (folder / "drift.json").exists():
         former, drift = _training_data(job, champion)
     try:
         if not (folder / "report.json").exists() or former is not None:
@@ -73,13 +89,13 @@ def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
         found = Evidence.load(folder)
         if (folder / "drift.json").exists():
             drift = Drift.read(folder / "drift.json")
-        part = _part(job, folder) if (folder / PART).exists() else None
+        part = _part(job, folder) if challenged and (folder / PART).exists() else None
         return ChampionEvidence(found, drift=drift, leakage=found.report.leakage, folder=folder, part=part)
     except OUTSIDE_ERRORS:
         raise
     except RemintError as error:
         why = f"champion {champion.ref} could not be measured again: {error}"
-        if drift is None and champion.dataset != own.report.dataset:
+        if drift is None and champion.dataset != job.dataset.digest:
             drift = _unknown_drift(job, champion, f"drift since champion {champion.ref} was trained is not known: {error}")
         return ChampionEvidence(unavailable_reason=why, drift=drift)
     finally:
@@ -97,14 +113,13 @@ def save_drift(job: Retraining, found: ChampionEvidence, folder: Path) -> None:
         shutil.copyfile(found.folder / "drift.png", folder / "drift.png")
 
 
-def _cached(job: Retraining, champion: ModelVersion, own: Evidence) -> Path:
+def _cached(job: Retraining, champion: ModelVersion, how: Mapping[str, Any]) -> Path:
     """Cache folder of the champion's evaluation. Its name also depends on the champion's training data (TrainedModel.key)."""
-    how = {name: value.fingerprint for name, value in own.report.metrics.items()}
     settings = job.settings.evaluation.model_dump(mode="json")
     step = manifest.sha256_tree(
         job.dvc.folder / f"outs/resolved/evaluate/{job.pipeline}.json", job.dvc.folder / "constraints.txt"
     )
-    key: dict[str, Any] = {"key": champion.key, "dataset": own.report.dataset, "how": how, "settings": settings, "step": step}
+    key: dict[str, Any] = {"key": champion.key, "dataset": job.dataset.digest, "how": how, "settings": settings, "step": step}
     return job.home.path / "evaluations" / digest({**key, "former": champion.dataset})
 
 

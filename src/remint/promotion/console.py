@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from remint.errors import IntegrityError, LedgerError, NotFoundError, RemintError
-from remint.promotion import decide, queries, why
+from remint.promotion import decide, monitoring, queries, why
 from remint.promotion.page.write import NAME as REPORT
 from remint.records import MetricValue
 from remint.runtime import scratch
@@ -22,17 +22,18 @@ from remint.runtime.home import Home
 from remint.serving.console.source import Concern, Entry, History, Night, Outlook, Rule, Story, Verification
 from remint.settings.params import Params
 from remint.stores.ledger.chain import Ledger, awaiting
+from remint.stores.ledger.drift_checks import DriftCheck, DriftChecks
 from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.serving_events import ServingEvent, ServingEvents
-from remint.stores.open import open_ledger, open_serving_events, open_tracking
+from remint.stores.open import open_drift_checks, open_ledger, open_serving_events, open_tracking
 
 NIGHTS = 60  # versions in a chart
 SETTLED = timedelta(minutes=10)  # by then what is kept with a decision is in MLflow
 ROWS = 2 * NIGHTS  # rows that are read for them: a version may be judged again, and a person may decide
 
 Values = Mapping[str, MetricValue]
-Books = tuple[Ledger, ServingEvents]
-Heads = tuple[str, str]  # hashes of the newest row and event
+Books = tuple[Ledger, ServingEvents, DriftChecks]
+Heads = tuple[str, str, str]  # hashes of the newest row, event and check
 
 
 class Registry:
@@ -63,9 +64,10 @@ class Registry:
             raise NotFoundError(f"unknown model '{name[:100]}': neither params.yaml nor the ledger has it")
         entry = self._entry(name, self.outlooks().get(name, Outlook()), books)
         if books is None:
-            return History(entry, [], [], [])
+            return History(entry, [], [], [], [])
         rows: list[LedgerRow] = []
         events: list[ServingEvent] = []
+        checks: list[DriftCheck] = []
         concerns = list(entry.concerns)
         try:
             rows = books[0].rows(name) if count is None else books[0].newest(name, count)
@@ -75,14 +77,19 @@ class Registry:
             events = books[1].of(name)[::-1][:count]
         except LedgerError as error:
             concerns.append(Concern("not readable", str(error)))
+        try:
+            checks = books[2].of(name)[::-1][:count]
+        except LedgerError as error:
+            concerns.append(Concern("not readable", str(error)))
         entry = replace(entry, concerns=list(dict.fromkeys(concerns)))
-        return History(entry, open_tracking(self.home).versions(name, count), rows[::-1], events)
+        return History(entry, open_tracking(self.home).versions(name, count), rows[::-1], events, checks)
 
     def verify(self, name: str) -> Verification:
         if self._books() is None:
             return Verification(0, 0, [])  # to open a ledger for a decision would make one
         found = queries.history(self.home, name, verify=True)
         findings = [*found.findings, *open_serving_events(self.home, make=False).verify(name)]
+        findings += open_drift_checks(self.home, make=False).verify(name)
         return Verification(len(found.rows), found.kept_hashes, findings)
 
     def story(self, name: str, version: int, against: int | None) -> Story:
@@ -122,7 +129,8 @@ class Registry:
     def _books(self) -> Books | None:
         """Open the ledger and the serving events, which every look checks; None if there is no ledger yet."""
         try:
-            return open_ledger(self.home, make=False), open_serving_events(self.home, make=False)
+            home = self.home
+            return open_ledger(home, make=False), open_serving_events(home, make=False), open_drift_checks(home, make=False)
         except NotFoundError:
             return None
 
@@ -137,7 +145,8 @@ class Registry:
             return Entry(name, None, "", None, "", (), outlook, failed)
         try:
             last, event = books[0].last(name), books[1].newest(name)
-            heads, found = (last.hash if last else "", event.hash if event else ""), self._kept.get(name)
+            heads = (last.hash if last else "", event.hash if event else "", _head(books[2], name))
+            found = self._kept.get(name)
             if found is None or found[0] != heads:
                 found = heads, self._read(name, books, last)
                 if last is None or datetime.now(UTC) - datetime.fromisoformat(last.at) > SETTLED:
@@ -157,7 +166,7 @@ class Registry:
             metric="",
             nights=self._nights(name, rows),
             outlook=Outlook(),
-            concerns=self._concerns(name, rows, events),
+            concerns=[*self._concerns(name, rows, events), *_drifted(books[2], name, rows)],
         )
 
     def _metric(self, name: str) -> str:
@@ -213,3 +222,21 @@ class Registry:
         with suppress(NotFoundError):  # the version is gone
             drift = queries.kept_drift(self.home, open_tracking(self.home).version(f"{row.model}/{row.version}"))
         return drift.summary if drift and drift.changed else ""
+
+
+def _head(checks: DriftChecks, name: str) -> str:
+    try:
+        return checks.head(name)
+    except LedgerError:  # the role of a server of an older page may not read them
+        return ""
+
+
+def _drifted(checks: DriftChecks, name: str, rows: Sequence[LedgerRow]) -> list[Concern]:
+    """Return the concern of an open alarm. ``rows``: the newest, oldest first."""
+    try:
+        opened = monitoring.last_alarm(checks.of(name))
+    except LedgerError as error:
+        return [Concern("not readable", str(error))]
+    if opened is None or monitoring.closed_by(opened, rows) is not None:
+        return []
+    return [Concern("drifted", f"alarm of {opened.at[:10]}: {opened.summary}")]

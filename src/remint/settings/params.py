@@ -4,7 +4,7 @@ params.yaml
   datasets:  NAME: recipe.DatasetSettings
   pipelines: NAME: PipelineSettings    dataset, family, model, training   decide the weights (recipe.py)
                                        evaluation, promotion, schedule    do not (judging.py, schedule.py)
-                                       serving                            does not (shadow.py)
+                                       serving, triggers                  do not (shadow.py, triggers.py)
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from remint.settings.judging import EvaluationSettings, PromotionSettings
 from remint.settings.recipe import MODEL_SETTINGS, DatasetSettings, ModelSettings, Recipe, TrainingSettings
 from remint.settings.schedule import ScheduleSettings
 from remint.settings.shadow import ServingSettings
+from remint.settings.triggers import TriggerSettings
 
 PARAMS = "params.yaml"
 MOST_MISTAKES = 20  # reported at a time
@@ -49,6 +50,7 @@ class PipelineSettings(Settings):
     promotion: PromotionSettings
     schedule: ScheduleSettings | None = None
     serving: ServingSettings = ServingSettings()
+    triggers: TriggerSettings = TriggerSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -201,13 +203,21 @@ def read_params(folder: Path) -> dict[str, Any]:
     try:
         if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > LARGEST:
             raise SettingsError(f"{path} is not a settings file: expected a regular file of at most {LARGEST >> 10} KiB")
-        content = load_safe_yaml(path.read_text())
+        return parse_params(path.read_text(), str(path))
     except FileNotFoundError:
         raise SettingsError(f"there is no {PARAMS} in {folder}: run inside a clone of your remint repository") from None
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is not YAML: {error}") from None
+
+
+def parse_params(text: str, place: str) -> dict[str, Any]:
+    """Return the text of params.yaml as plain values. ``place``: of the text, for errors."""
+    try:
+        content = load_safe_yaml(text)
+    except ValueError as error:
+        raise SettingsError(f"{place} is not YAML: {error}") from None
     if not isinstance(content, dict):
-        raise SettingsError(f"{path}: expected the blocks datasets: and pipelines:")
+        raise SettingsError(f"{place}: expected the blocks datasets: and pipelines:")
     return content
 
 

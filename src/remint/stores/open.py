@@ -8,6 +8,7 @@ from remint.errors import NotFoundError
 from remint.runtime.home import Home
 from remint.settings.base import did_you_mean
 from remint.stores.ledger.chain import Ledger, projection
+from remint.stores.ledger.drift_checks import DriftChecks
 from remint.stores.ledger.seen import SeenExamples
 from remint.stores.ledger.serving_events import ServingEvents
 from remint.stores.ledger.shadow_counts import ShadowCountsTable
@@ -25,6 +26,10 @@ def open_ledger(home: Home, *, make: bool = True) -> Ledger:
 
 def open_serving_events(home: Home, *, make: bool = True) -> ServingEvents:
     return ServingEvents(home.ledger_url, make=make)
+
+
+def open_drift_checks(home: Home, *, make: bool = True) -> DriftChecks:
+    return DriftChecks(home.ledger_url, make=make)
 
 
 def open_shadow_counts(home: Home, *, make: bool = True) -> ShadowCountsTable:

@@ -11,6 +11,7 @@ from remint.maintenance.audit.fault import Fault, fault
 from remint.promotion import trials
 from remint.promotion.projection import tags_of
 from remint.stores.ledger.chain import Ledger, projection
+from remint.stores.ledger.drift_checks import DriftChecks
 from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.seen import SeenExamples
 from remint.stores.ledger.serving_events import ServingEvents
@@ -53,6 +54,18 @@ def tries(book: Ledger, seen: SeenExamples, model: str) -> Iterator[Fault]:
             f"{line}.",
             "The error level that is left can no longer be trusted; until then no example counts as new.",
             f"Restore the ledger's database from a backup: remint history {model} --verify computes the tries again.",
+        )
+
+
+def drift(checks: DriftChecks, model: str) -> Iterator[Fault]:
+    """Find drift checks that were changed or removed."""
+    for line in checks.verify(model):
+        yield fault(
+            "ledger",
+            model,
+            f"{line}.",
+            "The false-alarm rate of its drift alarm can no longer be trusted; no decision depends on it.",
+            "Restore the table drift_checks of the ledger's database from a backup.",
         )
 
 

@@ -18,7 +18,7 @@ from remint.runtime.home import Home
 from remint.stores.ledger.chain import Ledger
 from remint.stores.mlflow import Tracking, inventory
 from remint.stores.mlflow.inventory import Run, StoredVersion
-from remint.stores.open import open_ledger, open_seen_examples, open_serving_events, open_tracking
+from remint.stores.open import open_drift_checks, open_ledger, open_seen_examples, open_serving_events, open_tracking
 
 SETTLE = 2.0  # seconds that a job has to update MLflow after it has written a row
 
@@ -159,6 +159,7 @@ def _decisions(home: Home, store: Tracking, book: Ledger, model: str) -> list[Fa
             *_guarded(f"the ledger of {model}", _followed(store, book, model)),
             *_guarded(f"the tries of {model}", ledger.tries(book, open_seen_examples(home), model)),
             *_guarded(f"the serving events of {model}", ledger.serving(open_serving_events(home), model)),
+            *_guarded(f"the drift checks of {model}", ledger.drift(open_drift_checks(home), model)),
         ]
 
     found = look()

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from remint.records import MetricValue
+from remint.stores.ledger.drift_checks import DriftCheck
 from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.serving_events import ServingEvent
 from remint.stores.mlflow import ModelVersion
@@ -68,6 +69,7 @@ class History:
     versions: Sequence[ModelVersion]
     rows: Sequence[LedgerRow]
     events: Sequence[ServingEvent]
+    checks: Sequence[DriftCheck]
 
 
 @dataclass(frozen=True)

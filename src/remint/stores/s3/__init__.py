@@ -10,8 +10,8 @@ files that it lists. So if a process dies, the next one continues from the compl
 credentials (AWS_ENDPOINT_URL, AWS_PROFILE, ~/.aws and so on); remint neither stores them nor repeats them in errors.
 """
 
-from remint.stores.s3.bucket import SCHEME, answers
+from remint.stores.s3.bucket import SCHEME, answers, fingerprint
 from remint.stores.s3.file import fetch_file
 from remint.stores.s3.folder import FetchResult, fetch, held
 
-__all__ = ["SCHEME", "FetchResult", "answers", "fetch", "fetch_file", "held"]
+__all__ = ["SCHEME", "FetchResult", "answers", "fetch", "fetch_file", "fingerprint", "held"]

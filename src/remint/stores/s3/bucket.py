@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -172,6 +173,17 @@ def answers(where: str, url: str) -> None:
     with door(f"{where}: {url}"):
         asked = Bucket(*parse(where, url), requests=1)
         asked.s3.list_objects_v2(Bucket=asked.bucket, Prefix=asked.prefix, MaxKeys=1)
+
+
+def fingerprint(where: str, url: str) -> str:
+    """Return the SHA-256 of an address's listing: names, sizes and ETags (times without one). Raises as ``door`` does.
+
+    A request lists 1,000 objects, and no object is read.
+    """
+    with door(f"{where}: {url}"):
+        listed = Bucket(*parse(where, url)).objects()
+    facts = ([each.name, each.size, each.etag or each.modified.isoformat()] for each in listed.values())
+    return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
 
 
 def _client(requests: int) -> Any:
