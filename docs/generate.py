@@ -18,6 +18,7 @@ import typer.main
 from remint import cli
 from remint.settings import judging, nodes, recipe, split
 from remint.settings.base import Settings
+from remint.settings.notify import NotifySettings
 from remint.settings.params import PipelineSettings
 from remint.settings.schedule import ScheduleSettings
 from remint.settings.shadow import ServingSettings
@@ -44,6 +45,7 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
     ("pipelines.NAME.triggers", TriggerSettings),
     ("pipelines.NAME.triggers.data_changed", DataTrigger),
     ("pipelines.NAME.triggers.drift", DriftTrigger),
+    ("notify", NotifySettings),
 ]
 
 

@@ -33,7 +33,7 @@ from prefect.runner.storage import LocalStorage
 from prefect.schedules import Cron, Interval, RRule, Schedule
 
 from flows.server import server
-from flows.stack import deployments, pace
+from flows.stack import deployments, notify, pace
 from flows.stack.deployments import ENGINE, POOL
 from remint.promotion.spread import announcement, missing_seeds
 from remint.runtime.home import Home
@@ -99,7 +99,9 @@ def deploy(home: Home, params: Params, planned: list[Change]) -> list[Change]:
         found = deployments.existing(client)
     about = "Ends runs whose process is gone, and lets scheduled ones resume. Automations start it."
     tidy.install(UUID(_deploy(home, tidy.tidy, "flows/stack/tidy.py:tidy", "remint", description=about)))
-    return [_carry_out(home, params, change, found.get(change.deployment)) for change in planned]
+    done = [_carry_out(home, params, change, found.get(change.deployment)) for change in planned]
+    notify.install(params.notify)
+    return done
 
 
 def _carry_out(home: Home, params: Params, change: Change, before: DeploymentResponse | None) -> Change:

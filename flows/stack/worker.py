@@ -57,7 +57,10 @@ def main() -> None:
         planned = plan(home, params, git.branch_of(repository))
         for change in planned:
             print(describe(change), flush=True)
-        deploy(home, params, planned)
+        try:
+            deploy(home, params, planned)
+        except SettingsError as error:  # the block of notify: is missing; all else is deployed by then
+            print(f"warning: {error}", flush=True)
     for line in sweep(home, own_server=own):
         print(line, flush=True)
     name = "local" if own else platform.node()

@@ -22,6 +22,12 @@ def content() -> dict[str, Any]:
     return read_params(REPOSITORY)
 
 
+def test_an_address_in_place_of_a_block_is_not_repeated(content: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="that belongs into the block") as error:
+        validate_params(content | {"notify": {"block": "https://hooks.example.com/planted-secret"}})
+    assert "planted-secret" not in str(error.value)
+
+
 def test_the_repositorys_own_params_are_valid() -> None:
     params = load_params(REPOSITORY)
     assert {"digits-flow", "digits-vae", "digits-gan"} <= set(params.pipelines)
@@ -87,6 +93,10 @@ def test_no_number_is_nan_or_infinite(content: dict[str, Any], value: float) -> 
         ("pipelines.digits-gan.promotion", {"require": {"nll": {"max": 1}}}, ["digits-gan", "'nll' is not measured"]),
         ("pipelines.digits-vae.promotion.require", {"iwae": {}}, ["require.iwae", "min, max or both"]),
         ("pipelines.digits-vae.schedule", {"cron": "0 3 * * *", "interval": 5}, ["schedule", "exactly one of cron"]),
+        ("notify", {"block": "slack"}, ["notify.block", "TYPE/NAME of a block in Prefect", "'slack'"]),
+        ("notify", {"blok": "slack-webhook/team"}, ["notify", "did you mean 'block'?"]),
+        ("notify", {"block": "slack-webhook/team", "events": []}, ["notify.events", "at least one event"]),
+        ("notify", {"block": "slack-webhook/team", "events": ["kept"]}, ["notify.events.0", "'kept'"]),
         ("pipelines.digits-vae.schedule", {"cron": "every night"}, ["schedule.cron", "every night"]),
         (
             "pipelines.digits-vae.schedule",

@@ -43,7 +43,10 @@ def deploy(
 
     with server.api(home, terminal.say):
         from flows.stack import deploy as deployment
+        from flows.stack import notify
 
+        if params.notify is not None:
+            notify.find_block(params.notify)
         planned = deployment.plan(home, params, branch)
         if not as_json:
             for change in planned:
@@ -52,6 +55,9 @@ def deploy(
     if as_json:
         print_json([asdict(change) for change in done])
         return
+    if params.notify is not None:
+        told = ", ".join(event.replace("_", " ") for event in params.notify.events)
+        terminal.out.print(f"Prefect's block {params.notify.block} tells what was: {told}", soft_wrap=True)
     if dry_run:
         return
     deployed = [change for change in done if change.action != "removed"]

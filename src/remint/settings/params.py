@@ -5,6 +5,7 @@ params.yaml
   pipelines: NAME: PipelineSettings    dataset, family, model, training   decide the weights (recipe.py)
                                        evaluation, promotion, schedule    do not (judging.py, schedule.py)
                                        serving, triggers                  do not (shadow.py, triggers.py)
+  notify:    notify.NotifySettings
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from remint.runtime.yaml import LARGEST, load_safe_yaml
 from remint.settings import catalogue, plugins
 from remint.settings.base import Settings, did_you_mean
 from remint.settings.judging import EvaluationSettings, PromotionSettings
+from remint.settings.notify import NotifySettings
 from remint.settings.recipe import MODEL_SETTINGS, DatasetSettings, ModelSettings, Recipe, TrainingSettings
 from remint.settings.schedule import ScheduleSettings
 from remint.settings.shadow import ServingSettings
@@ -104,6 +106,7 @@ class Params(Settings):
 
     datasets: dict[str, DatasetSettings]
     pipelines: dict[str, PipelineSettings]
+    notify: NotifySettings | None = None
 
     @model_validator(mode="after")
     def _check_names(self) -> Params:
