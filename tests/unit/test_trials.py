@@ -104,7 +104,7 @@ def test_the_words_say_which_try_its_cost_the_rest_and_the_nights() -> None:
     made = life(*[night(key, gain, seeds={"nll": (0.2, -0.1, 0.05)}) for key, gain in (("a", 0.1), ("b", 0.0))])
     (said,) = trials.told("m", made[:1], made[1])
     assert said.startswith("try 2 of m: cost 6.11% of the error level, 63.2% is left; nights until a new recipe's gain in nll")
-    assert "4 spreads" in said and "2 spreads" in said and "1 spreads" in said
+    assert " is shown: 4 x " in said and "2 x " in said and "1 x " in said
     (again,) = trials.told("m", made, following(made, night("b")))
     assert "a replay of the same weights costs nothing" in again
     assert trials.told("m", [], following([], night("c", gains={}))) == []

@@ -118,7 +118,7 @@ def _read(path: Path) -> bytes:
 def fingerprint(place: Path) -> str:
     """Return the SHA-256 of names, sizes and times of a file, or of the visible files below a folder. No file is opened.
 
-    It takes one look at each file: a second for about 200,000. Raises DataError if a folder cannot be listed.
+    It takes one look at each file. Raises DataError if a folder cannot be listed.
     """
     if not place.is_dir():
         return hashlib.sha256(_facts(place.name, place.stat())).hexdigest()

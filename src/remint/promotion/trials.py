@@ -171,8 +171,8 @@ def _outlook(earlier: Sequence[Trial], trial: Trial, metric: str) -> str:
         return f"the spread of {metric} over seeds is not known yet"
     weight = PART * share(trial.recipes + 1) + (1 - PART) * share(trial.number + 1)
     found = {times: nights_needed(known, times * spread, weight, trial.needed) for times in TOLD}
-    nights = ", ".join(f"{times} spreads {'more than a year' if count is None else count}" for times, count in found.items())
-    return f"nights until a new recipe's gain in {metric} is shown (a spread of seeds is {spread:.2g}): {nights}"
+    nights = ", ".join(f"{times} x {'more than a year' if count is None else count}" for times, count in found.items())
+    return f"nights until a new recipe's gain in {metric} of so many spreads of seeds ({spread:.2g}) is shown: {nights}"
 
 
 def faults(ledger: Ledger, seen: SeenExamples, model: str) -> list[str]:
