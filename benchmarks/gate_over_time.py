@@ -20,20 +20,26 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from scipy.special import ndtri
 from scipy.stats import binomtest
 
-from benchmarks.pipelines import ROOT, measured, prepared, write
-from remint.evaluation import drawing
+from benchmarks.pipelines import ROOT, prepared, write
+from remint.data import arrays
+from remint.evaluation import drawing, evaluate
+from remint.evaluation.context import EvaluationContext
 from remint.evaluation.levels import share
 from remint.promotion.nights import Draws, evidence
 from remint.promotion.paired import difference, error, seed_margin
 from remint.promotion.trials import PART, Night, Trial, following
+from remint.settings.params import load_params
+from remint.training import train
 
 LEVEL = 0.05
 YEAR, IDLE, NIGHTS, WINDOW = 365, 180, 60, 30
@@ -41,7 +47,7 @@ SPREAD, ERRORS = 0.003, (0.006, 0.002, 0.0005)  # bits/dim
 SEEDS = 5  # recorded, the champion's own among them
 GAINS = (1, 2, 4)  # spreads
 PLANTED = 200  # sequences of each planted gain
-STEPS = 100
+STEPS = 50
 SETS = ("fixed", "grows", "window")
 
 Array = np.ndarray[Any, Any]
@@ -143,19 +149,31 @@ def _of_rules(sequences: list[Sequence], gain: float, start: int | None) -> dict
     return row
 
 
-def real_values(trainings: int) -> Array:
+def real_values(trainings: int, pool: ProcessPoolExecutor) -> Array:
     """Return the per-example likelihood of trainings of digits-flow that differ by the seed, (trainings, examples)."""
     values = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        dataset, extractor = prepared("digits", folder)
-        for seed in range(trainings):
+        prepared("digits", Path(name))
+        for seed, value_N in enumerate(pool.map(_real_value, repeat(name), range(trainings)), start=1):
+            values.append(value_N)
             if seed % 10 == 0:
                 print(f"trained {seed} of {trainings}", flush=True)
-            training = {"steps": STEPS, "validate_every": STEPS, "checkpoint_every": STEPS}
-            done = measured("digits-flow", dataset, extractor, folder / "seed", seed, training=training)
-            values.append(np.asarray(done.evidence.values["nll"]))
     return np.stack(values)
+
+
+def _real_value(name: str, seed: int) -> Array:
+    torch.set_num_threads(1)
+    settings, folder = load_params(ROOT).pipeline("digits-flow"), Path(name)
+    dataset = arrays.load(folder / "prepared")
+    training = settings.training.model_copy(
+        update={"steps": STEPS, "validate_every": STEPS, "checkpoint_every": STEPS, "seed": seed}
+    )
+    recipe, out = settings.model_copy(update={"training": training}).recipe, folder / f"trained-{seed}"
+    checkpoints = folder / f"checkpoints-{seed}"
+    train.train_pipeline(recipe, "digits-flow", dataset, checkpoints=checkpoints, out=out, code_sha256="benchmark", command=[])
+    context = EvaluationContext(dataset, {}, settings.evaluation)
+    measured, _ = evaluate.measure(evaluate.load(out, dataset), ["nll"], context, "digits-flow")
+    return measured["nll"].values_N
 
 
 def real_rows(value_TN: Array) -> Iterator[dict[str, Any]]:
@@ -214,7 +232,8 @@ def main(years: str = "1000", trainings: str = "200") -> int:
         for place, row in enumerate(pool.map(simulated_row, *zip(*cases, strict=True)), start=1):
             rows.append(row)
             print(f"{place} of {len(cases)}: {_line(row)}", flush=True)
-    for row in real_rows(real_values(int(trainings))):
+        values = real_values(int(trainings), pool)
+    for row in real_rows(values):
         rows.append(row)
         print(_line(row), flush=True)
     _picture(ROOT / "docs/results/gate_over_time.png", rows)

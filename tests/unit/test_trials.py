@@ -124,6 +124,7 @@ def test_verification_computes_each_trial_again(tmp_path: Path) -> None:
     rows, seen = rows_of(tmp_path / "ledger.db", life(*nights), texts)
     assert trials.check(rows, seen) == [] and trials.of_rows(rows) == life(*nights)
     assert [sequence for sequence, _ in trials.check(rows, {1: seen[1]})] == [3]
+    assert trials.seen_is_intact(life(*nights), rows, seen) and not trials.seen_is_intact(life(*nights), rows, {1: seen[1]})
     for key, value in (("number", 1), ("spent", 0.1), ("asked", 1.0), ("level", 0.05), ("evidence", {"nll": 99.0})):
         forged = json.loads(rows[1].trial) | {key: value}
         changed = [rows[0], rows[1].model_copy(update={"trial": canonical(forged)}), rows[2]]

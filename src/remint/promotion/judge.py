@@ -65,8 +65,9 @@ def _past(job: Retraining, champion_version: int | None) -> Past:
     rows, seen = job.ledger.rows(job.pipeline), open_seen_examples(job.home).of(job.pipeline)
     examples = held_out_digests(job.out("prepared", job.settings.dataset))
     fresh, seen_first = fresh_share(examples, seen)
-    damaged = trials.check(rows, seen)
-    past = Past(trials=tuple(trials.of_rows(rows)), fresh=0.0 if damaged else fresh, seen_first=seen_first)
+    earlier = trials.of_rows(rows)
+    intact = trials.seen_is_intact(earlier, rows, seen)
+    past = Past(trials=tuple(earlier), fresh=fresh if intact else 0.0, seen_first=seen_first)
     if champion_version is None:
         return past
     try:

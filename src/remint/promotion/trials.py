@@ -100,6 +100,12 @@ def of_rows(rows: Sequence[LedgerRow]) -> list[Trial]:
         raise LedgerError(f"a trial of {rows[0].model} is damaged: run remint history {rows[0].model} --verify") from error
 
 
+def seen_is_intact(trials: Sequence[Trial], rows: Sequence[LedgerRow], seen: Mapping[int, str]) -> bool:
+    """Return whether the examples that decisions saw are as they were. ``trials``: of the rows that have one."""
+    written = [row.sequence for row in rows if row.trial]
+    return all(each.night.sample == sha256(seen.get(at, "")) for each, at in zip(trials, written, strict=True))
+
+
 def following(earlier: Sequence[Trial], night: Night) -> Trial:
     """Return the trial of tonight after the earlier ones of the model, oldest first."""
     last = earlier[-1] if earlier else None
