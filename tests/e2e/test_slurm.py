@@ -56,7 +56,7 @@ class Job:
     def wait_for_checkpoint(self, after: int) -> None:
         deadline = time.monotonic() + 600.0
         while newest_checkpoint(self.team) <= after:
-            assert time.monotonic() < deadline, self.said()[-3000:]
+            assert self.cluster.state(self.number) in ("PENDING", "RUNNING") and time.monotonic() < deadline, self.said()[-3000:]
             time.sleep(0.2)
 
 
