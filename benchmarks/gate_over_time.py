@@ -209,7 +209,7 @@ def _real_sequence(value_TN: Array, dice: np.random.Generator, gain: float, star
             champion_recipe="old",
             confidence=1.0 - LEVEL,
             auto=True,
-            fresh=0.0,
+            ages=((0, 1.0),),
             metrics=1,
             gains={"nll": (float(gain_N.mean()), error(gain_N))},
             seeds={"nll": seeds},

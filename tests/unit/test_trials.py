@@ -10,18 +10,27 @@ from typing import Any
 import numpy as np
 import pytest
 
+from remint.errors import LedgerError
 from remint.evaluation.levels import share
 from remint.promotion import trials
 from remint.promotion.trials import Night, Past, Trial, draws, following
 from remint.records import canonical
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.row import LedgerRow
-from remint.stores.ledger.seen import MOST, SeenExamples, fresh_share, sha256
+from remint.stores.ledger.seen import MOST, SeenExamples, ages, sha256
 from remint.stores.ledger.spreads import SeedSpread
 
 
 def night(key: str, gain: float = 0.1, **more: Any) -> Night:
-    usual = {"recipe": "r", "champion": 1, "champion_recipe": "r", "confidence": 0.95, "auto": True, "fresh": 0.0, "metrics": 1}
+    usual = {
+        "recipe": "r",
+        "champion": 1,
+        "champion_recipe": "r",
+        "confidence": 0.95,
+        "auto": True,
+        "ages": ((0, 1.0),),
+        "metrics": 1,
+    }
     return Night(key=key, **{**usual, "gains": {"nll": (gain, 0.05)}, **more})
 
 
@@ -70,11 +79,37 @@ def test_recipes_are_questions_to_the_examples_and_new_examples_make_up_for_them
     made = life(*[night(f"k{n}", recipe=f"r{n}") for n in range(5)])
     assert [trial.asked for trial in made] == [1, 2, 3, 4, 5]
     assert [trial.level for trial in made] == pytest.approx([0.05 * share(n) for n in range(1, 6)])
-    half, whole = (following(made, night("x", recipe="x", fresh=fresh)) for fresh in (0.5, 1.0))
+    half, whole = (following(made, night("x", recipe="x", ages=ages)) for ages in (((0, 0.5),), ()))
     assert (half.asked, whole.asked) == (3.5, 1.0)
     assert half.spent == whole.spent > made[-1].spent, "new examples buy nothing of the budget for seeds"
-    assert following(made, night("y", recipe="r4")).asked == 5, "a further night of a recipe is the same question"
+    assert following(made, night("y", recipe="r4")).asked == 5, "a further night of a recipe is no question, and the others count"
     assert following(made, night("z", auto=False)).asked == 6, "with a number as the margin each try is one"
+    since = following(made, night("w", recipe="w", ages=((0, 0.25), (4, 0.75))))
+    assert since.asked == pytest.approx(1 + 3 * 0.25 + 2 * 1.0), "examples that trial 4 saw first were asked by 4 and 5"
+
+
+def test_a_night_on_other_examples_resets_nothing() -> None:
+    made = life(*[night(f"k{n}", recipe=f"r{n}") for n in range(100)], night("detour", recipe="z", gains={}, ages=()))
+    assert following(made, night("back", recipe="new")).asked == 101
+
+
+def test_a_night_of_broken_data_hides_no_later_gain() -> None:
+    dice = np.random.default_rng(1)
+    usual = [night(f"k{n}", float(gain)) for n, gain in enumerate(0.003 * dice.normal(size=20))]
+    for bad in (-0.1, -100.0):
+        made = life(*usual, night("bad", bad))
+        gains = [following(made, night(f"new{n}", 0.012, recipe="new")) for n in range(1)]
+        made.append(gains[0])
+        later = following(made, night("new again", 0.0125, recipe="new"))
+        assert later.evidence["nll"] > later.needed, bad
+
+
+def test_examples_are_told_as_moved_since_the_decision_on_the_champion() -> None:
+    ages = ((1, 0.1), (2, 0.3), (3, 0.4))
+    made = life(night("champion", gains={}, champion=None), night("a"), night("b", champion=2))
+    tonight = following(made, night("c", champion_key="champion", ages=ages))
+    assert draws(made, tonight, "nll").moved == pytest.approx(0.9), "also after nights against another champion"
+    assert draws(made, following(made, night("d", ages=ages)), "nll").moved == pytest.approx(0.6)
 
 
 def test_several_metrics_share_the_budgets() -> None:
@@ -103,8 +138,8 @@ def test_seeds_of_the_champion_are_draws_and_other_seeds_tell_the_spread() -> No
 def test_the_words_say_which_try_its_cost_the_rest_and_the_nights() -> None:
     made = life(*[night(key, gain, seeds={"nll": (0.2, -0.1, 0.05)}) for key, gain in (("a", 0.1), ("b", 0.0))])
     (said,) = trials.told("m", made[:1], made[1])
-    assert said.startswith("try 2 of m: cost 6.11% of the error level, 63.2% is left; nights until a new recipe's gain in nll")
-    assert " is shown: 4 x " in said and "2 x " in said and "1 x " in said
+    assert said.startswith("try 2 of m: cost 6.11% of the error level, 63.2% is left; a new recipe's gain in nll of 4 spreads")
+    assert ", of 2 in " in said and ", of 1 in " in said and said.endswith("would be shown")
     (again,) = trials.told("m", made, following(made, night("b")))
     assert "a replay of the same weights costs nothing" in again
     assert trials.told("m", [], following([], night("c", gains={}))) == []
@@ -129,26 +164,35 @@ def test_verification_computes_each_trial_again(tmp_path: Path) -> None:
         forged = json.loads(rows[1].trial) | {key: value}
         changed = [rows[0], rows[1].model_copy(update={"trial": canonical(forged)}), rows[2]]
         assert 2 in [sequence for sequence, _ in trials.check(changed, seen)], key
-    assert [sequence for sequence, _ in trials.check(rows[1:], seen)] == [2], "a removed try resets nothing unseen"
+    assert [sequence for sequence, _ in trials.check(rows[1:], seen)] == [2, 3], "a removed try resets nothing unseen"
     damaged = [rows[0].model_copy(update={"trial": "{"}), *rows[1:]]
     assert trials.check(damaged, seen)[0] == (1, "its trial is damaged")
 
 
-def test_the_share_of_new_examples_is_that_of_examples_that_no_decision_has_seen() -> None:
+def test_the_newest_try_is_computed_again_before_it_is_used(tmp_path: Path) -> None:
+    rows, _ = rows_of(tmp_path / "ledger.db", life(night("a"), night("b")), ["", ""])
+    assert trials.checked("m", rows) == life(night("a"), night("b"))
+    forged = rows[1].model_copy(update={"trial": canonical(json.loads(rows[1].trial) | {"number": 0, "spent": 0.0})})
+    with pytest.raises(LedgerError, match="the newest try of m does not follow from those before it"):
+        trials.checked("m", [rows[0], forged])
+
+
+def test_examples_are_told_by_the_row_that_saw_them_first() -> None:
     examples = np.random.default_rng(0).integers(2**63, size=30_000, dtype=np.uint64)
-    share_of, text = fresh_share(examples[:10_000], {})
-    assert share_of == 1.0 and 0.4 * MOST < len(text.split()) - 1 <= 1.1 * MOST
-    assert fresh_share(examples[:10_000], {1: text}) == (0.0, "")
-    moved, more = fresh_share(examples[2_000:12_000], {1: text})
-    assert moved == pytest.approx(0.2, abs=0.03)
-    assert fresh_share(examples[2_000:12_000], {1: text, 2: more}) == (0.0, "")
-    grown, _ = fresh_share(examples, {1: text, 2: more})
-    assert grown == pytest.approx(0.6, abs=0.05), "a larger set has a coarser sample"
-    assert fresh_share(examples[:50], {1: text, 2: more}) == (
-        0.0,
-        "0 " + " ".join(f"{each:x}" for each in sorted(set(examples[:50].tolist()) - _in(text, more))),
-    ), "a smaller one a finer"
+    shares, text = ages(examples[:10_000], {})
+    assert shares == {} and 0.4 * MOST < len(text.split()) - 1 <= 1.1 * MOST
+    assert ages(examples[:10_000], {1: text}) == ({1: 1.0}, "")
+    moved, more = ages(examples[2_000:12_000], {1: text})
+    assert moved == {1: pytest.approx(0.8, abs=0.03)}
+    again, none = ages(examples[2_000:12_000], {1: text, 2: more})
+    assert again == {1: moved[1], 2: pytest.approx(1 - moved[1])} and none == ""
+    grown, _ = ages(examples, {1: text, 2: more})
+    assert sum(grown.values()) == pytest.approx(0.4, abs=0.05), "a larger set has a coarser sample"
 
 
-def _in(*texts: str) -> set[int]:
-    return {int(each, 16) for text in texts for each in text.split()[1:]}
+def test_where_samples_do_not_meet_nothing_counts_as_new() -> None:
+    examples = np.random.default_rng(1).integers(2**63, size=1_000_000, dtype=np.uint64)
+    _, text = ages(examples, {})
+    known = {int(each, 16) for each in text.split()[1:]}
+    few = np.array([each for each in examples[:200].tolist() if each not in known][:50], dtype=np.uint64)
+    assert ages(few, {7: text})[0] == {7: 1.0}

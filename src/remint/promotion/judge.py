@@ -12,12 +12,14 @@ from remint.promotion.champion import ChampionEvidence
 from remint.promotion.decision import Decision
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.promotion.retraining import Retraining, timed
-from remint.promotion.trials import Past
+from remint.promotion.trials import Ages, Past
 from remint.records import digest
 from remint.settings.recipe import without_seed
-from remint.stores.ledger.seen import fresh_share
+from remint.stores.ledger.seen import ages
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_seen_examples
+
+ALL_SEEN: Ages = ((0, 1.0),)
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,17 @@ def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) ->
 
 
 def _past(job: Retraining, champion_version: int | None) -> Past:
-    """Return the circumstances of tonight's comparison. Where what was seen before is damaged, no example counts as new."""
-    rows, seen = job.ledger.rows(job.pipeline), open_seen_examples(job.home).of(job.pipeline)
-    examples = held_out_digests(job.out("prepared", job.settings.dataset))
-    fresh, seen_first = fresh_share(examples, seen)
-    earlier = trials.of_rows(rows)
-    intact = trials.seen_is_intact(earlier, rows, seen)
-    past = Past(trials=tuple(earlier), fresh=fresh if intact else 0.0, seen_first=seen_first)
+    """Return the circumstances of tonight's comparison. Where what was seen before is damaged, no example counts as new.
+
+    Raises LedgerError if a row or the newest try was changed.
+    """
+    rows, seen = job.ledger.intact_rows(job.pipeline), open_seen_examples(job.home).of(job.pipeline)
+    earlier = trials.checked(job.pipeline, rows)
+    past = Past(trials=tuple(earlier), ages=ALL_SEEN)
+    if trials.seen_is_intact(earlier, rows, seen):
+        shares, seen_first = ages(held_out_digests(job.out("prepared", job.settings.dataset)), seen)
+        places = {row.sequence: place for place, row in enumerate((row for row in rows if row.trial), start=1)}
+        past = replace(past, ages=tuple((places.get(row, 0), share) for row, share in shares.items()), seen_first=seen_first)
     if champion_version is None:
         return past
     try:
@@ -81,5 +87,8 @@ def _past(job: Retraining, champion_version: int | None) -> Past:
         champion_dataset=champion.dataset,
         champion_seed=int(tags.seed) if tags.seed is not None else None,
         champion_values={name: value.value for name, value in tags.measurements.items()},
-        fresh=0.0 if champion.dataset == job.dataset.digest else past.fresh,  # the decision on the champion saw them
+        champion_key=champion.key,
+        ages=ALL_SEEN
+        if champion.dataset == job.dataset.digest and not past.ages
+        else past.ages,  # an older remint's decision saw them
     )

@@ -21,6 +21,7 @@ from remint.stores.ledger.seen import sha256
 from remint.stores.ledger.spreads import SeedSpread
 
 GUARD_CONFIDENCE = 0.95
+LARGEST = 1e100  # gain that can be pooled with others: its square is a number
 
 State = Literal["holds", "open", "broken"]
 
@@ -203,7 +204,8 @@ def with_trial(case: Case) -> Case:
         champion_recipe=case.past.champion_recipe,
         confidence=1.0 - case.level,
         auto=rule is not None and rule.margin == "auto",
-        fresh=case.past.fresh,
+        champion_key=case.past.champion_key,
+        ages=case.past.ages,
         metrics=len(rule.metrics) if rule else 1,
         gains=gains,
         seeds={metric: own for metric, (own, _) in seeds.items() if own},
@@ -224,7 +226,8 @@ def _gain(case: Case, metric: str) -> tuple[float, float] | None:
     keys = (metric, comparable.reference_of(metric))
     gain_N, gain_J = (comparable.gain(case.compared, case.champion, key, better) for key in keys)
     assert gain_N is not None, "both sides were measured"
-    return float(gain_N.mean()), error(gain_N, gain_J)
+    found = float(gain_N.mean()), error(gain_N, gain_J)
+    return found if all(abs(each) < LARGEST for each in found) else None
 
 
 def never_worse(case: Case, metric: str) -> Ruling:

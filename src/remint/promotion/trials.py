@@ -4,9 +4,9 @@ A comparison with the champion is a try. It can promote by two kinds of luck, an
 
     seeds     One budget for the life of the model, whatever the data: each try and each new recipe takes a share of it, that
               falls slowly (evaluation/levels.py). ``nights.evidence`` of the gains over one champion must reach 1 / level.
-    examples  Each new recipe is one more question to the same held-out examples. Tonight's gain must be shown at the share of
-              this question, and only examples that no decision has seen make up for earlier questions. With a number as the
-              margin, seeds' luck is wanted, and each try is a question.
+    examples  Each new recipe is one more question to the same held-out examples, and tonight's gain must be shown at the share
+              of this question. An earlier question counts by the share of tonight's examples that were seen by then. With a
+              number as the margin, seeds' luck is wanted, and each try is a question.
 
 A replay of the same weights costs nothing. A person's decisions are no tries. Several metrics share both budgets.
 A row of the ledger holds its Trial, so that the budget cannot be reset unseen, and ``check`` computes each again.
@@ -32,6 +32,8 @@ from remint.stores.ledger.spreads import SeedSpread
 
 TOLD = (4, 2, 1)  # gains in standard deviations of seeds, for which the number of nights is told
 Values = tuple[float, ...]
+Ages = tuple[tuple[int, float], ...]  # place of a trial, from 1 (0: before all), and the share of the examples that it saw first
+FEW, FAR = 5, 8.0  # nights from which one can be an outlier, and standard deviations that it is worse
 PART = 0.5  # of the budget for seeds that is for new recipes; the other part is for tries
 
 
@@ -44,7 +46,8 @@ class Past:
     champion_dataset: str = ""  # digest of the DatasetVersion that it was trained on
     champion_seed: int | None = None
     champion_values: Mapping[str, float] = field(default_factory=dict)  # its metrics there
-    fresh: float = 0.0  # share of tonight's held-out examples that no decision has seen
+    champion_key: str = ""  # of its weights
+    ages: Ages = ()  # of tonight's held-out examples
     seen_first: str = ""  # those in the sample, as stores/ledger/seen.py has them
 
     def seeds(self, spread: SeedSpread | None, metric: str, better: Literal["lower", "higher"]) -> tuple[Values, Values]:
@@ -67,9 +70,10 @@ class Night(Record):
     recipe: str  # digest of the challenger's recipe without its seed
     champion: int | None
     champion_recipe: str
+    champion_key: str = ""
     confidence: float
     auto: bool  # whether the margin is the luck of seeds
-    fresh: float  # share of the held-out examples that no decision had seen
+    ages: Ages = ()  # of the held-out examples; no decision had seen the rest
     metrics: int  # of promotion.improve, which share the budgets
     # By metric: how much better than the champion, and the standard error over examples. Empty: no try, it only saw examples.
     gains: dict[str, tuple[float, float]] = {}
@@ -86,7 +90,8 @@ class Trial(Record):
     recipes: int  # recipes other than the champion's that were tried so far
     weight: float  # share of the seeds' budget that it took
     spent: float  # by all tries so far
-    asked: float  # questions to these held-out examples, less those that new examples made up for
+    question: bool  # whether tonight asks the held-out examples something new
+    asked: float  # questions to these held-out examples, each by the share of them that it can have been asked of
     level: float  # error level of tonight's question, for each metric
     needed: float  # evidence that is enough, for each metric
     evidence: dict[str, float]  # by metric
@@ -98,6 +103,14 @@ def of_rows(rows: Sequence[LedgerRow]) -> list[Trial]:
         return [Trial.model_validate_json(row.trial) for row in rows if row.trial]
     except ValueError as error:
         raise LedgerError(f"a trial of {rows[0].model} is damaged: run remint history {rows[0].model} --verify") from error
+
+
+def checked(model: str, rows: Sequence[LedgerRow]) -> list[Trial]:
+    """Return the trials of rows. Raises LedgerError if the newest does not follow from those before it."""
+    trials = of_rows(rows)
+    if trials and not _equal(following(trials[:-1], trials[-1].night), trials[-1]):
+        raise LedgerError(f"the newest try of {model} does not follow from those before it: run remint history {model} --verify")
+    return trials
 
 
 def seen_is_intact(trials: Sequence[Trial], rows: Sequence[LedgerRow], seen: Mapping[int, str]) -> bool:
@@ -115,7 +128,8 @@ def following(earlier: Sequence[Trial], night: Night) -> Trial:
     number = (last.number if last else 0) + (not free)
     recipes = (last.recipes if last else 0) + new_recipe
     weight = (0.0 if free else (1 - PART) * share(number)) + (PART * share(recipes) if new_recipe else 0.0)
-    asked = (last.asked if last else 0.0) * (1.0 - night.fresh) + (new_recipe or not (night.auto or free))
+    question = new_recipe or not (night.auto or free)
+    asked = question + sum(trial.question * _seen(night.ages, place) for place, trial in enumerate(earlier, start=1))
     all_together = 1.0 - night.confidence
     trial = Trial(
         night=night,
@@ -123,6 +137,7 @@ def following(earlier: Sequence[Trial], night: Night) -> Trial:
         recipes=recipes,
         weight=weight,
         spent=(last.spent if last else 0.0) + weight,
+        question=question,
         asked=asked,
         level=all_together / night.metrics * share(max(1.0, asked)),
         needed=night.metrics / all_together,
@@ -140,8 +155,9 @@ def draws(earlier: Sequence[Trial], trial: Trial, metric: str) -> Draws:
     series = [each for each in compared if first[each.night.key] is each]  # each weights once
     own = [each for each in series if each.night.recipe == night.champion_recipe]
     nights = own if night.recipe == night.champion_recipe else [each for each in series if each.night.recipe == night.recipe]
+    own, nights = _without_outliers(own, metric), _without_outliers(nights, metric)
     before = (0.0, *night.seeds.get(metric, ()))
-    if nights is not own:
+    if night.recipe != night.champion_recipe:
         before = (*before, *(each.night.gains[metric][0] for each in own))
     errors = [each.night.gains[metric][1] for each in series]
     return Draws(
@@ -149,9 +165,31 @@ def draws(earlier: Sequence[Trial], trial: Trial, metric: str) -> Draws:
         nights_N=tuple(each.night.gains[metric][0] for each in nights),
         weights_N=tuple(each.weight for each in nights),
         error=float(np.sqrt(np.mean(np.square(errors)))),
-        moved=1.0 - float(np.prod([1.0 - each.night.fresh for each in (*_against(earlier, night), trial)])),
+        moved=1.0 - _seen(night.ages, _measured_at(earlier, night)),
         other_seeds=night.other_seeds.get(metric, ()),
     )
+
+
+def _without_outliers(nights: list[Trial], metric: str) -> list[Trial]:
+    """Return the nights without those that are far worse than the others: broken data or a failed training, and no draw."""
+    gain_N = np.array([each.night.gains[metric][0] for each in nights])
+    if gain_N.size < FEW:
+        return nights
+    middle = np.median(gain_N)
+    least = middle - FAR * 1.4826 * np.median(np.abs(gain_N - middle))  # a normal law's standard deviation
+    return [each for each, gain in zip(nights, gain_N, strict=True) if gain >= least]
+
+
+def _seen(ages: Ages, place: int) -> float:
+    """Return the share of the examples that were seen at this trial or before."""
+    return min(1.0, sum(share for first, share in ages if first <= place))
+
+
+def _measured_at(earlier: Sequence[Trial], night: Night) -> int:
+    """Return the place of the decision on the champion, or of the first against it: its examples are those of the seeds."""
+    own = [place for place, trial in enumerate(earlier, start=1) if trial.night.key == night.champion_key]
+    against = [place for place, trial in enumerate(earlier, start=1) if trial.night.champion == night.champion]
+    return min([*own, *against], default=0)
 
 
 def _against(earlier: Sequence[Trial], night: Night) -> list[Trial]:
@@ -177,8 +215,11 @@ def _outlook(earlier: Sequence[Trial], trial: Trial, metric: str) -> str:
         return f"the spread of {metric} over seeds is not known yet"
     weight = PART * share(trial.recipes + 1) + (1 - PART) * share(trial.number + 1)
     found = {times: nights_needed(known, times * spread, weight, trial.needed) for times in TOLD}
-    nights = ", ".join(f"{times} x {'more than a year' if count is None else count}" for times, count in found.items())
-    return f"nights until a new recipe's gain in {metric} of so many spreads of seeds ({spread:.2g}) is shown: {nights}"
+    first, *others = [
+        f"{times}{{}} in {'more than a year' if count is None else f'{count} nights'}" for times, count in found.items()
+    ]
+    told = [first.format(f" spreads of seeds ({spread:.2g} each)"), *(f"of {each.format('')}" for each in others)]
+    return f"a new recipe's gain in {metric} of {', '.join(told)} would be shown"
 
 
 def faults(ledger: Ledger, seen: SeenExamples, model: str) -> list[str]:

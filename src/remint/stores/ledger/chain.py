@@ -102,6 +102,10 @@ class Ledger:
         """
         return [checked(fields) for fields in self._read(_of(model, version).order_by(_rows.c.model, _rows.c.sequence))]
 
+    def intact_rows(self, model: str) -> list[LedgerRow]:
+        """Return the rows of one model, oldest first. Raises LedgerError if one was changed outside remint."""
+        return [unchanged(fields) for fields in self.raw(model)]
+
     def about(self, model: str, version: int) -> list[LedgerRow]:
         """Return the rows about one version, and the rollbacks to it, oldest first."""
         back = sa.and_(_rows.c.action == "rolled_back", _rows.c.champion_after == version)

@@ -42,20 +42,25 @@ def insert(connection: sa.Connection, model: str, sequence: int, examples: str) 
     connection.execute(_rows.insert().values(model=model, sequence=sequence, examples=examples))
 
 
-def fresh_share(digest_N: Array, seen: Mapping[int, str]) -> tuple[float, str]:
-    """Return the share of examples that were not seen, and the text of those in the sample that were not.
+def ages(digest_N: Array, seen: Mapping[int, str]) -> tuple[dict[int, float], str]:
+    """Return by row the share of examples that it saw first, and the text of those in the sample that none saw.
 
-    ``digest_N``: of the examples, unsigned 64 bits; ``seen``: as ``SeenExamples.of`` returns it.
+    ``digest_N``: of the examples, unsigned 64 bits; ``seen``: as ``SeenExamples.of`` returns it. Where the samples do not meet,
+    all count as seen in the first row.
     """
     all_N = np.unique(np.asarray(digest_N, dtype=np.uint64))
     bits = max(0, math.ceil(math.log2(max(1, all_N.size) / MOST)))
-    parts = [_parse(text) for text in seen.values()]
-    coarse = max([bits, *(part_bits for part_bits, _ in parts)])
-    seen_M = np.unique(np.concatenate([np.zeros(0, np.uint64), *(part_M for _, part_M in parts)]))
-    sample_N, common_N = _sampled(all_N, bits), _sampled(all_N, coarse)
-    new_N = sample_N[~np.isin(sample_N, seen_M)]
-    share = float(np.mean(~np.isin(common_N, seen_M))) if common_N.size else 1.0
-    return share, f"{bits} {' '.join(f'{each:x}' for each in new_N.tolist())}" if new_N.size else ""
+    parts = {sequence: _parse(text) for sequence, text in seen.items()}
+    common_N = _sampled(all_N, max([bits, *(part_bits for part_bits, _ in parts.values())]))
+    known_M = np.unique(np.concatenate([np.zeros(0, np.uint64), *(part_M for _, part_M in parts.values())]))
+    sample_N = _sampled(all_N, bits)
+    new_N = sample_N[~np.isin(sample_N, known_M)]
+    if parts and not common_N.size:
+        shares = {min(parts): 1.0}
+    else:
+        counts = {sequence: int(np.isin(common_N, part_M).sum()) for sequence, (_, part_M) in parts.items()}
+        shares = {sequence: count / common_N.size for sequence, count in counts.items() if count}
+    return shares, f"{bits} {' '.join(f'{each:x}' for each in new_N.tolist())}" if new_N.size else ""
 
 
 def sha256(examples: str) -> str:
