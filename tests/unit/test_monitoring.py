@@ -21,6 +21,7 @@ from remint.promotion.retraining import Retraining
 from remint.records import DatasetVersion, Drift, EvaluationReport, MetricValue, TrainedModel
 from remint.runtime.home import Home
 from remint.stores.ledger import drift_checks
+from remint.stores.ledger.chain import Action
 from remint.stores.mlflow import Tracking, VersionTags
 from remint.stores.open import open_drift_checks, open_ledger, open_tracking
 from tests.support import promotion_cases, registry_cases
@@ -120,20 +121,51 @@ def test_one_alarm_is_open_at_a_time_and_a_verdict_closes_it(job: Retraining, da
     assert alarms == [True, False, False, False, True]
 
 
+def trained_on(job: Retraining, version: int, number: int) -> None:
+    """Let a version be one that was trained on the data of a day."""
+    job.tracking.set_tags(job.tracking.version(f"{MODEL}/{version}"), VersionTags(dataset=version_of(f"day {number}").digest))
+
+
 @pytest.mark.parametrize(("action", "closes"), [("kept", True), ("refused", True), ("awaiting_shadow", False)])
 def test_a_verdict_on_the_same_data_before_the_alarm_closes_it_at_once(
-    job: Retraining, day: Day, monkeypatch: pytest.MonkeyPatch, action: str, closes: bool
+    job: Retraining, day: Day, action: Action, closes: bool
 ) -> None:
+    trained_on(job, 2, 1)
     append_row(job.home, action, 2)
-    real = Tracking.version
-
-    def trained_on_today(store: Tracking, ref: str) -> Any:
-        found = real(store, ref)
-        return found.model_copy(update={"dataset": version_of("day 1").digest}) if ref.endswith("/2") else found
-
-    monkeypatch.setattr(Tracking, "version", trained_on_today)
     assert day(1, SMALL).state == "drifted"
     assert (monitoring.open_alarm(job.home, MODEL) is None) is closes
+
+
+@pytest.mark.parametrize("evidence", ["e", ""])
+def test_an_earlier_verdict_on_the_same_data_closes_an_alarm_too(job: Retraining, day: Day, evidence: str) -> None:
+    trained_on(job, 2, 1)
+    append_row(job.home, "kept" if evidence else "rejected", 2, evidence=evidence)
+    append_row(job.home, "kept", 1)  # judged on other data
+    assert day(1, SMALL).state == "drifted"
+    assert monitoring.open_alarm(job.home, MODEL) is None, "a retraining is Unchanged: it would never close"
+
+
+def test_a_verdict_against_another_champion_closes_no_alarm(job: Retraining, day: Day) -> None:
+    trained_on(job, 1, 1)
+    append_row(job.home, "kept", 1)
+    append_row(job.home, "promoted", 2)
+    assert day(1, SMALL).state == "drifted"
+    assert monitoring.open_alarm(job.home, MODEL) is not None
+
+
+def test_a_judged_version_that_mlflow_lost_was_on_other_data(job: Retraining, day: Day) -> None:
+    append_row(job.home, "kept", 2)
+    open_tracking(job.home)._client.delete_model_version(MODEL, "2")
+    assert day(1, SMALL).state == "drifted"
+    assert monitoring.open_alarm(job.home, MODEL) is not None
+
+
+def test_an_alarm_of_the_future_is_no_cooldown(job: Retraining, day: Day) -> None:
+    assert day(4000, SMALL).state == "drifted"
+    append_row(job.home, "kept", 2)
+    assert day(1, SMALL).state == "drifted", "the clock was wrong at the first"
+    append_row(job.home, "kept", 2)
+    assert day(2, SMALL).state == "cooldown"
 
 
 def test_data_of_the_champion_are_no_new_data_and_without_a_champion_nothing_is_judged(job: Retraining, empty: Path) -> None:

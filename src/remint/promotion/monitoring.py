@@ -124,7 +124,7 @@ def _recorded(job: Retraining, of: Reign, version: ModelVersion, drift: Drift, f
         p=drift.p,
         level=alarm.level(number),
         alarm=state == "drifted",
-        after=_after(job, rows),
+        after=_after(job, of, rows),
         summary=drift.summary,
         metrics=dict(found.evidence.report.metrics) if found.evidence else {},
         at=now(),
@@ -145,15 +145,18 @@ def _state(
     if closed_by(opened, rows) is None:
         return "still_drifted"
     since = at - datetime.fromisoformat(opened.at)
-    return "drifted" if since >= timedelta(seconds=settings.rest) else "cooldown"
+    resting = timedelta(0) <= since < timedelta(seconds=settings.rest)  # an alarm of the future: the clock was wrong
+    return "cooldown" if resting else "drifted"
 
 
-def _after(job: Retraining, rows: Sequence[LedgerRow]) -> int:
-    """Return the sequence behind which a verdict closes an alarm: before the newest verdict if it was on these very data."""
-    judged = next((row for row in reversed(rows) if row.evidence and row.action in CLOSES), None)
-    if judged is not None and job.tracking.version(f"{job.pipeline}/{judged.version}").dataset == job.dataset.digest:
-        return judged.sequence - 1
-    return rows[-1].sequence if rows else 0
+def _after(job: Retraining, of: Reign, rows: Sequence[LedgerRow]) -> int:
+    """Return the sequence behind which a verdict closes an alarm: before the newest one on these very data, if there is one.
+
+    A retraining on data that were judged against this champion writes no row (settlement.settled_before).
+    """
+    here = {version.version for version in job.tracking.versions(job.pipeline) if version.dataset == job.dataset.digest}
+    judged = [row for row in rows if row.action in CLOSES and row.champion_after == of.champion and row.version in here]
+    return judged[-1].sequence - 1 if judged else rows[-1].sequence if rows else 0
 
 
 def _checks_of(job: Retraining, of: Reign) -> list[DriftCheck]:
