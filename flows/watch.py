@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import State, flow
 from prefect.client.orchestration import get_client
@@ -48,7 +49,7 @@ def watch(pipeline: str, branch: str | None = None) -> State[Any]:
     if under_way(home, pipeline):
         return _unchanged("the sources changed, and a retraining is under way: the next look starts another one")
     run = start(home, pipeline, "data changed", f"{seen} {tries}")
-    new_data.keep_started(home, pipeline, Started(fingerprint=seen, flow_run=str(run.id), tries=tries))
+    new_data.keep_started(home, pipeline, Started(fingerprint=seen, flow_run=run.id, tries=tries))
     return Completed(name="Started", message=f"the sources changed: {run.name} retrains {pipeline}")
 
 
@@ -104,11 +105,11 @@ def start(home: Home, pipeline: str, reason: str, key: str) -> FlowRun:
     return run
 
 
-def _state_name(flow_run: str) -> str | None:
+def _state_name(flow_run: UUID) -> str | None:
     """Return the name of the state of a flow run; None if it was deleted."""
     with get_client(sync_client=True) as client:
         try:
-            return client.read_flow_run(flow_run).state_name  # type: ignore[arg-type]  # the client takes text too
+            return client.read_flow_run(flow_run).state_name
         except ObjectNotFound:
             return None
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -17,8 +19,9 @@ from remint.runtime.home import Home
 from remint.settings.params import read_params, validate_params, write_params
 from remint.settings.recipe import DatasetSettings
 from remint.settings.triggers import TriggerSettings
+from remint.stores.git import Commit
 from remint.stores.s3 import bucket
-from tests.support.retraining_cases import params_of
+from tests.support.retraining_cases import params_of, retraining
 from tests.support.s3 import Proxy, Server
 
 REPOSITORY = Path(__file__).parents[2]
@@ -127,13 +130,24 @@ def test_a_prefix_changes_with_its_listing_and_no_object_is_read(
 
 
 def test_what_is_kept_is_read_again_and_a_damaged_file_is_none(home: Home) -> None:
-    run = Started(fingerprint="f", flow_run="r")
+    run = Started(fingerprint="f", flow_run=UUID(int=1))
     assert new_data.started(home, NAME) is None and new_data.done(home, NAME) is None
     new_data.keep_started(home, NAME, run)
     assert new_data.started(home, NAME) == run
-    (home.path / "triggers" / NAME / "started").write_text("{")
-    assert new_data.started(home, NAME) is None
-    assert [path.name for path in (home.path / "triggers" / NAME).iterdir()] == ["started"], "no temporary file is left"
+    for damaged in (b"{", b"", b'{"fingerprint": "f", "flow_run": "r"}', b"\xff\xfe\x00"):
+        (home.path / "triggers" / NAME / "started").write_bytes(damaged)
+        assert new_data.started(home, NAME) is None
+    (home.path / "triggers" / NAME / "started").rename(home.path / "triggers" / NAME / "done")
+    assert new_data.done(home, NAME) is None
+    assert [path.name for path in (home.path / "triggers" / NAME).iterdir()] == ["done"], "no temporary file is left"
+
+
+def test_a_run_with_other_settings_or_uncommitted_files_leaves_the_data_new(home: Home) -> None:
+    with retraining(home, params_of(NAME, triggers={"data_changed": {}}), NAME) as job:
+        assert new_data.look(job) == new_data.fingerprint(home, job.params, NAME)
+        assert new_data.look(replace(job, overrides={"training.steps": "1"})) is None
+        assert new_data.look(replace(job, commit=Commit("c" * 40, dirty=True))) is None
+        assert new_data.look(replace(job, params=params_of(NAME))) is None, "no trigger"
 
 
 def test_settings_are_those_of_the_branch(tmp_path: Path, home: Home) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from uuid import UUID
 
 from pydantic import ValidationError
 
@@ -30,7 +31,7 @@ class Started(Record):
     """A retraining that the trigger started."""
 
     fingerprint: str
-    flow_run: str  # Prefect's id
+    flow_run: UUID  # Prefect's id
     tries: int = 1  # starts for this fingerprint: a start gives way to a retraining that is under way
 
 
@@ -62,8 +63,11 @@ def _of(home: Home, key: str, source: str) -> str:
 
 
 def look(job: Retraining) -> str | None:
-    """Return the fingerprint before a retraining reads its sources; None if the pipeline has no such trigger."""
-    if job.settings.triggers.data_changed is None:
+    """Return the fingerprint before a retraining reads its sources; None if it does not count for a trigger.
+
+    A trial with other settings or uncommitted files leaves the data new: the deployed settings did not see them yet.
+    """
+    if job.settings.triggers.data_changed is None or job.overrides or job.commit.dirty:
         return None
     return fingerprint(job.home, job.params, job.pipeline)
 
@@ -95,8 +99,8 @@ def keep_started(home: Home, pipeline: str, run: Started) -> None:
 def _read(home: Home, pipeline: str, name: str) -> str | None:
     try:
         return (home.path / "triggers" / pipeline / name).read_text()
-    except FileNotFoundError:
-        return None
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None  # a damaged file is none
 
 
 def _write(home: Home, pipeline: str, name: str, text: str) -> None:
