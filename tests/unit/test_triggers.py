@@ -43,11 +43,12 @@ def test_triggers_have_defaults_and_are_no_part_of_the_recipe() -> None:
         ({"data_change": {}}, "unknown key 'data_change': did you mean 'data_changed'?"),
         ({"drift": {"ever": "1d"}}, "triggers.drift: unknown key 'ever': did you mean 'every'?"),
         ({"data_changed": {"every": "59s"}}, "triggers.data_changed.every: expected at least 1m, not 59s"),
+        ({"data_changed": {"every": "366d"}}, "triggers.data_changed.every: expected at most 365d, not 366d: new data would"),
         ({"data_changed": {"every": "often"}}, "expected a duration, such as 15m, 12h or 3d, not 'often'"),
         ({"drift": {"every": "59m"}}, "triggers.drift.every: expected at least 1h, not 59m: a check prepares the data"),
         ({"drift": {"cooldown": "366d"}}, "triggers.drift.cooldown: expected at most 365d, not 366d"),
         ({"drift": {"every": "2d", "cooldown": "1d"}}, "triggers.drift: cooldown: 1d is shorter than every, 2d: raise it"),
-        ({"drift": {"every": "4d"}}, "triggers.drift: cooldown: 3d is shorter than every, 4d: raise it"),
+        ({"drift": {"every": "4d"}}, "triggers.drift: cooldown: 3d, the default, is shorter than every, 4d: raise it"),
     ],
 )
 def test_each_mistake_is_one_line(triggers: dict[str, Any], words: str) -> None:

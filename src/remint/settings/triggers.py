@@ -8,7 +8,7 @@ from remint.settings.base import SECONDS, Settings, seconds_of
 
 UNITS = "smhdw"
 LEAST_WATCH, LEAST_MONITOR = SECONDS["m"], SECONDS["h"]  # a check takes about as long at most
-LONGEST_COOLDOWN = 365 * SECONDS["d"]
+LONGEST = 365 * SECONDS["d"]
 
 
 def _seconds(duration: str) -> int:
@@ -22,13 +22,15 @@ def _seconds(duration: str) -> int:
 class DataTrigger(Settings):
     """Retraining when the files or objects of the dataset's sources changed."""
 
-    every: str = "15m"  # time between two looks at the names, sizes and times of the source: at least 1m
+    every: str = "15m"  # time between two looks at the names, sizes and times of the source: at least 1m, at most 365d
 
     @field_validator("every")
     @classmethod
     def _check_every(cls, every: str) -> str:
         if _seconds(every) < LEAST_WATCH:
             raise ValueError(f"expected at least 1m, not {every}: a look may take longer than that")
+        if _seconds(every) > LONGEST:
+            raise ValueError(f"expected at most 365d, not {every}: new data would wait for longer than a year")
         return every
 
     @property
@@ -52,14 +54,15 @@ class DriftTrigger(Settings):
     @field_validator("cooldown")
     @classmethod
     def _check_cooldown(cls, cooldown: str) -> str:
-        if _seconds(cooldown) > LONGEST_COOLDOWN:
+        if _seconds(cooldown) > LONGEST:
             raise ValueError(f"expected at most 365d, not {cooldown}: drift would go unnoticed for longer than a year")
         return cooldown
 
     @model_validator(mode="after")
     def _check_order(self) -> DriftTrigger:
         if self.rest < self.seconds:
-            raise ValueError(f"cooldown: {self.cooldown} is shorter than every, {self.every}: raise it")
+            default = "" if "cooldown" in self.model_fields_set else ", the default,"
+            raise ValueError(f"cooldown: {self.cooldown}{default} is shorter than every, {self.every}: raise it")
         return self
 
     @property
