@@ -22,9 +22,13 @@ def content() -> dict[str, Any]:
     return read_params(REPOSITORY)
 
 
-def test_an_address_in_place_of_a_block_is_not_repeated(content: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "address",
+    ["https://hooks.example.com/planted-secret", "hooks.example/planted-secret", "a:planted-secret", "T00/B00/planted-secret"],
+)
+def test_an_address_in_place_of_a_block_is_not_repeated(content: dict[str, Any], address: str) -> None:
     with pytest.raises(SettingsError, match="that belongs into the block") as error:
-        validate_params(content | {"notify": {"block": "https://hooks.example.com/planted-secret"}})
+        validate_params(content | {"notify": {"block": address}})
     assert "planted-secret" not in str(error.value)
 
 

@@ -20,7 +20,7 @@ BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*/[a-z0-9]+(-[a-z0-9]+)*")
 
 def _shown(block: str) -> str:
     """Return a wrong block for an error. An address may hold a secret, and is not repeated."""
-    return "an address: that belongs into the block" if ":" in block else repr(block[:100])
+    return "an address: that belongs into the block" if set(block) & {".", ":"} or block.count("/") > 1 else repr(block[:100])
 
 
 class NotifySettings(Settings):
