@@ -42,7 +42,9 @@ pytestmark = pytest.mark.usefixtures("forked")
 
 RULES = {"require": {"nll": {"max": 2.43}}, "improve": {"metric": "nll"}}
 MEAN = {1: 2.0, 2: 1.9, 3: 1.8}  # each version is better than the one before
-DATASET = DatasetVersion(name="digits", source="s", raw_sha256="0" * 64, spec=SPEC, split={}, counts={}, files={})
+DATASET = DatasetVersion(
+    name="digits", source="s", raw_sha256="0" * 64, spec=SPEC, split={}, counts={}, files={"held_out.npy": ""}
+)
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def test_the_next_scheduled_run_does_not_promote_a_rolled_back_version(home: Hom
         home, 2, require={"nll": {"max": 2.5}}
     )  # other rules: it is judged again, and it is better than the champion
     assert verdict(other) == ("refused", False, 1)
-    (reason,) = other.decision.reasons
+    reason, *_ = other.decision.reasons
     assert reason.startswith(f"{MODEL}/2 was rolled back on 20") and reason.endswith(
         " by ada: the sevens blur; only a person can promote it now"
     )

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from remint.evaluation.evidence import Evidence
 from remint.promotion.outcome import Outcome, Verdict
 from remint.promotion.retraining import Retraining
@@ -85,5 +87,6 @@ def write_records(job: Retraining, dataset: DatasetVersion, trained: TrainedMode
     for folder in (job.out("prepared", job.settings.dataset), job.out("trained")):
         folder.mkdir(parents=True)
     dataset.write(job.out("prepared", job.settings.dataset) / "dataset.json")
+    np.save(job.out("prepared", job.settings.dataset) / "held_out.npy", np.arange(20.0).reshape(10, 2))
     trained.write(job.out("trained") / "training.json")
     evidence.save(job.out("reports"))

@@ -208,7 +208,7 @@ def test_a_served_table_comes_in_original_units_and_by_class(tmp_path: Path) -> 
 
 
 def test_an_unknown_class_and_a_class_of_an_unconditional_model_are_refused() -> None:
-    with pytest.raises(SettingsError, match="did you mean 'yes'"):
+    with pytest.raises(SettingsError, match="unknown class 'yess': the model knows no, yes"):
         ServedModel(Law(), SPEC).class_named("yess")
     plain = Law()
     plain.conditional = False

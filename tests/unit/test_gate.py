@@ -214,7 +214,7 @@ def test_a_failed_training_is_refused_even_with_good_numbers() -> None:
 def test_manual_approval_is_requested_only_for_versions_that_pass() -> None:
     rules = RULES.model_copy(update={"approval": "manual"})
     waiting = decide(evidence(1.8), evidence(1.9, key="champion"), rules)
-    assert waiting.verdict == "awaiting_approval" and "remint promote m/2" in waiting.reasons[-2]
+    assert waiting.verdict == "awaiting_approval" and "remint promote m/2" in waiting.reasons[-1]
     assert decide(evidence(2.2), evidence(1.9, key="champion"), rules).verdict == "refused"
     assert decide(evidence(1.9), evidence(1.9, key="champion", noise=2), rules).verdict == "kept"
 

@@ -18,7 +18,7 @@ from remint.runtime import manifest
 from remint.training.state import TrainingState
 from tests.support import training_cases as cases
 
-WORSENING = {"learning_rate": 0.1, "final_learning_rate": 1.0, "validate_every": 1}
+WORSENING = {"learning_rate": 1.0, "final_learning_rate": 1.0, "validate_every": 1}
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,7 @@ def decide(
     worst: State = "broken" if "broken" in states else "open" if "open" in states else "holds"
     verdict = _VERDICTS[worst]
     reasons = [ruling.result.reason for ruling in rulings if ruling.state == worst]
+    reasons += trials.told(model, case.past.trials, case.trial)
     if verdict == "kept" and any(ruling.result.rule == "schema" for ruling in rulings if ruling.state == "open"):
         verdict = "awaiting_approval"
     elif verdict == "promoted" and champion_version is not None and serving is not None and serving.shadow is not None:
@@ -126,7 +127,7 @@ def decide(
         challenger=challenger_version,
         champion=champion_version,
         rules=tuple(ruling.result for ruling in rulings),
-        reasons=(*reasons, *trials.told(model, case.past.trials, case.trial)),
+        reasons=tuple(reasons),
         evidence={**sources, "rules": digest(rules.model_dump(mode="json"))},
         terms=ShadowTerms(serving=serving, promotion=rules) if serving and verdict == "awaiting_shadow" else None,
         trial=case.trial,
