@@ -15,6 +15,7 @@ Writes docs/results/gate_over_time.json and .png; ends with status 1 if a bound 
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -163,6 +164,7 @@ def real_values(trainings: int, pool: ProcessPoolExecutor) -> Array:
 
 def _real_value(name: str, seed: int) -> Array:
     torch.set_num_threads(1)
+    os.environ["REMINT_EVENTS"] = os.devnull  # this script prints its own progress
     settings, folder = load_params(ROOT).pipeline("digits-flow"), Path(name)
     dataset = arrays.load(folder / "prepared")
     training = settings.training.model_copy(
