@@ -70,6 +70,7 @@ bench: setup ## the README's claims, measured
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.validation
 	$(BIN)/python -m benchmarks.gate
+	$(BIN)/python -m benchmarks.gate_over_time
 	$(BIN)/python -m benchmarks.drift_alarms
 	$(BIN)/python -m benchmarks.data --large
 	$(BIN)/python -m benchmarks.feed
