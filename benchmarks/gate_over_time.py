@@ -284,7 +284,7 @@ def _picture(path: Path, rows: list[dict[str, Any]]) -> None:
             for name, colour in (("fixed", drawing.QUIET), ("gate", drawing.MODEL)):
                 axes.plot(range(1, NIGHTS + 1), row[name]["curve"], color=colour, ls=style, lw=0.8 + 0.5 * row["gain"])
         axes.set_title(f"same held-out set, paired error {paired}", size=drawing.SMALL, color=drawing.INK)
-        axes.set_xlabel("nights after a gain of 1, 2, 4 spreads (line width)", size=drawing.SMALL, color=drawing.INK)
+        axes.set_xlabel("nights after the gain (wide: 4 spreads)", size=drawing.SMALL, color=drawing.INK)
         axes.set_ylim(-0.02, 1.02)
         if not column:
             axes.set_ylabel("promoted (dashed: at once)", size=drawing.SMALL, color=drawing.INK)
