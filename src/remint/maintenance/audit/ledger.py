@@ -35,38 +35,25 @@ def chain(book: Ledger, model: str, versions: Sequence[ModelVersion]) -> Iterato
 
 def serving(events: ServingEvents, model: str) -> Iterator[Fault]:
     """Find serving events that were changed or removed."""
-    for line in events.verify(model):
-        yield fault(
-            "ledger",
-            model,
-            f"{line}.",
-            "Which host served which version can no longer be trusted; no decision depends on it.",
-            "Restore the table serving_events of the ledger's database from a backup.",
-        )
+    untrusted = "Which host served which version can no longer be trusted; no decision depends on it."
+    yield from _untrusted(model, events.verify(model), untrusted, "Restore the table serving_events of the ledger's database")
 
 
 def tries(book: Ledger, seen: SeenExamples, model: str) -> Iterator[Fault]:
     """Find tries of the gate that do not follow from those before them, and seen examples that were changed or removed."""
-    for line in trials.faults(book, seen, model):
-        yield fault(
-            "ledger",
-            model,
-            f"{line}.",
-            "The error level that is left can no longer be trusted; until then no example counts as new.",
-            f"Restore the ledger's database from a backup: remint history {model} --verify computes the tries again.",
-        )
+    untrusted = "The error level that is left can no longer be trusted; until then no example counts as new."
+    yield from _untrusted(model, trials.faults(book, seen, model), untrusted, "Restore the ledger's database")
 
 
 def drift(checks: DriftChecks, model: str) -> Iterator[Fault]:
     """Find drift checks that were changed or removed."""
-    for line in checks.verify(model):
-        yield fault(
-            "ledger",
-            model,
-            f"{line}.",
-            "The false-alarm rate of its drift alarm can no longer be trusted; no decision depends on it.",
-            "Restore the table drift_checks of the ledger's database from a backup.",
-        )
+    untrusted = "The false-alarm rate of its drift alarm can no longer be trusted; no decision depends on it."
+    yield from _untrusted(model, checks.verify(model), untrusted, "Restore the table drift_checks of the ledger's database")
+
+
+def _untrusted(model: str, lines: Sequence[str], so: str, do: str) -> Iterator[Fault]:
+    for line in lines:
+        yield fault("ledger", model, f"{line}.", so, f"{do} from a backup.")
 
 
 def _known(versions: Sequence[ModelVersion]) -> dict[str, str]:

@@ -100,7 +100,7 @@ class Ledger:
 
         Raises LedgerError if a row is damaged.
         """
-        return [checked(fields) for fields in self._read(_of(model, version).order_by(_rows.c.model, _rows.c.sequence))]
+        return [checked(fields) for fields in self._database.rows(_of(model, version).order_by(_rows.c.model, _rows.c.sequence))]
 
     def intact_rows(self, model: str) -> list[LedgerRow]:
         """Return the rows of one model, oldest first. Raises LedgerError if one was changed outside remint."""
@@ -110,29 +110,29 @@ class Ledger:
         """Return the rows about one version, and the rollbacks to it, oldest first."""
         back = sa.and_(_rows.c.action == "rolled_back", _rows.c.champion_after == version)
         query = _of(model).where(sa.or_(_rows.c.version == version, back)).order_by(_rows.c.sequence)
-        return [checked(fields) for fields in self._read(query)]
+        return [checked(fields) for fields in self._database.rows(query)]
 
     def raw(self, model: str) -> list[dict[str, Any]]:
         """Return the rows of one model as they are stored, unchecked, oldest first."""
-        return self._read(_of(model).order_by(_rows.c.sequence))
+        return self._database.rows(_of(model).order_by(_rows.c.sequence))
 
     def newest(self, model: str, count: int) -> list[LedgerRow]:
         """Return the last rows of one model, at most ``count``, oldest first."""
-        found = self._read(_of(model).order_by(_rows.c.sequence.desc()).limit(count))
+        found = self._database.rows(_of(model).order_by(_rows.c.sequence.desc()).limit(count))
         return [checked(fields) for fields in reversed(found)]
 
     def since(self, model: str, sequence: int) -> list[LedgerRow]:
         """Return the rows of one model from ``sequence`` on, oldest first."""
         query = _of(model).where(_rows.c.sequence >= sequence).order_by(_rows.c.sequence)
-        return [checked(fields) for fields in self._read(query)]
+        return [checked(fields) for fields in self._database.rows(query)]
 
     def models(self) -> list[str]:
         """Return the models that have rows."""
-        return [fields["model"] for fields in self._read(sa.select(_rows.c.model).distinct().order_by(_rows.c.model))]
+        return [fields["model"] for fields in self._database.rows(sa.select(_rows.c.model).distinct().order_by(_rows.c.model))]
 
     def last(self, model: str) -> LedgerRow | None:
         """Return the model's newest row, None if there is none. Raises LedgerError if that row was changed."""
-        found = self._read(_of(model).order_by(_rows.c.sequence.desc()).limit(1))
+        found = self._database.rows(_of(model).order_by(_rows.c.sequence.desc()).limit(1))
         return unchanged(found[0]) if found else None
 
     def champion(self, model: str) -> int | None:
@@ -146,12 +146,12 @@ class Ledger:
         of_version = (later.c.model == _rows.c.model, later.c.version == _rows.c.version)
         decided = sa.exists().where(*of_version, later.c.sequence > _rows.c.sequence)
         asked = _of(model).where(_rows.c.action == "awaiting_shadow", _rows.c.champion_before == self.champion(model), ~decided)
-        return next((unchanged(fields) for fields in self._read(asked.order_by(_rows.c.sequence.desc()).limit(1))), None)
+        return next((unchanged(fields) for fields in self._database.rows(asked.order_by(_rows.c.sequence.desc()).limit(1))), None)
 
     def made_champion(self, model: str) -> LedgerRow | None:
         """Return the row that made the present champion; None if there is none."""
         query = _of(model).where(_rows.c.action.in_(CHAMPION_ACTIONS)).order_by(_rows.c.sequence.desc()).limit(1)
-        found = self._read(query)
+        found = self._database.rows(query)
         return checked(found[0]) if found else None
 
     def head(self, model: str) -> str:
@@ -191,13 +191,6 @@ class Ledger:
             for lost in sorted(set(known) - present)
         ]
         return findings
-
-    def _read(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
-        def read() -> list[dict[str, Any]]:
-            with self._database.read() as connection:
-                return [dict(row) for row in connection.execute(query).mappings()]
-
-        return self._database.run(read)
 
     @staticmethod
     def _last(connection: sa.Connection, model: str) -> LedgerRow | None:

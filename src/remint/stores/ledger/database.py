@@ -55,6 +55,15 @@ class Database:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_id)))
             yield connection
 
+    def rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        """Return the rows of a query in a transaction of its own."""
+
+        def read() -> list[dict[str, Any]]:
+            with self.read() as connection:
+                return [dict(fields) for fields in connection.execute(query).mappings()]
+
+        return self.run(read)
+
     def run(self, work: Callable[[], Result]) -> Result:
         """Run one transaction, and run it again if its connection is lost. Raises LedgerError for the database's errors."""
         try:

@@ -16,7 +16,7 @@ from remint.records import MetricValue, Record, canonical
 from remint.stores.ledger.row import Moment
 from remint.stores.ledger.schema import drift_checks as _rows
 from remint.stores.ledger.schema import open_database
-from remint.stores.ledger.stored import row_digest
+from remint.stores.ledger.stored import broken_links, row_digest
 
 
 class DriftCheck(Record):
@@ -66,31 +66,19 @@ class DriftChecks:
 
     def of(self, model: str) -> list[DriftCheck]:
         """Return the checks of one model, oldest first. Raises LedgerError if a row is damaged."""
-        return [_check(fields) for fields in self._read(_of(model))]
+        return [_check(fields) for fields in self._database.rows(_of(model))]
 
     def newest(self, model: str) -> DriftCheck | None:
         """Return the newest check of one model; None if there is none."""
-        return next((_check(fields) for fields in self._read(_of(model, newest=True))), None)
+        return next((_check(fields) for fields in self._database.rows(_of(model, newest=True))), None)
 
     def head(self, model: str) -> str:
         """Return the hash of the newest row of one model, "" if there is none."""
-        return next((str(fields["hash"]) for fields in self._read(_of(model, newest=True))), "")
+        return next((str(fields["hash"]) for fields in self._database.rows(_of(model, newest=True))), "")
 
     def verify(self, model: str) -> list[str]:
         """Return a line for each row that was changed, removed or moved; [] if the chain is intact."""
-        findings, previous = [], ""
-        for place, row in enumerate(self._read(_of(model)), 1):
-            if row_digest(row) != row["hash"] or row["previous"] != previous or row["sequence"] != place:
-                findings.append(f"{model}: drift check {row['sequence']} was changed, or a row before it was removed")
-            previous = row["hash"]
-        return findings
-
-    def _read(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
-        def read() -> list[dict[str, Any]]:
-            with self._database.read() as connection:
-                return [dict(fields) for fields in connection.execute(query).mappings()]
-
-        return self._database.run(read)
+        return broken_links(self._database.rows(_of(model)), f"{model}: drift check")
 
 
 def now() -> str:

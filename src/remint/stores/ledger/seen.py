@@ -30,12 +30,7 @@ class SeenExamples:
     def of(self, model: str) -> dict[int, str]:
         """Return what each row of the ledger saw first, by its sequence."""
         query = sa.select(_rows.c.sequence, _rows.c.examples).where(_rows.c.model == model).order_by(_rows.c.sequence)
-
-        def read() -> dict[int, str]:
-            with self._database.read() as connection:
-                return {row.sequence: row.examples for row in connection.execute(query)}
-
-        return self._database.run(read)
+        return {fields["sequence"]: fields["examples"] for fields in self._database.rows(query)}
 
 
 def insert(connection: sa.Connection, model: str, sequence: int, examples: str) -> None:

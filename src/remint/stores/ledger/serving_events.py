@@ -17,7 +17,7 @@ from remint.records import Record
 from remint.stores.ledger.row import Moment
 from remint.stores.ledger.schema import open_database
 from remint.stores.ledger.schema import serving_events as _rows
-from remint.stores.ledger.stored import row_digest
+from remint.stores.ledger.stored import broken_links, row_digest
 
 # loaded: the first version of a server; shadowed: it answers copies of requests; refused: the former version goes on
 Event = Literal["loaded", "switched", "shadowed", "refused"]
@@ -69,7 +69,7 @@ class ServingEvents:
 
     def of(self, model: str) -> list[ServingEvent]:
         """Return the events of one model, oldest first. Raises LedgerError if a row is damaged."""
-        return [_event(fields) for fields in self._read(_of(model))]
+        return [_event(fields) for fields in self._database.rows(_of(model))]
 
     def about(self, model: str, version: int) -> list[ServingEvent]:
         """Return the events about one version, oldest first."""
@@ -78,35 +78,17 @@ class ServingEvents:
     def newest(self, model: str) -> ServingEvent | None:
         """Return the newest event of one model; None if there is none."""
         query = _rows.select().where(_rows.c.model == model).order_by(_rows.c.sequence.desc()).limit(1)
-
-        def read() -> ServingEvent | None:
-            with self._database.read() as connection:
-                found = connection.execute(query).mappings().first()
-                return _event(dict(found)) if found else None
-
-        return self._database.run(read)
+        return next((_event(fields) for fields in self._database.rows(query)), None)
 
     def newest_of_hosts(self, model: str) -> list[ServingEvent]:
         """Return the newest event of each host about one model, oldest first."""
         last = sa.select(sa.func.max(_rows.c.sequence)).where(_rows.c.model == model).group_by(_rows.c.host)
         query = _rows.select().where(_rows.c.model == model, _rows.c.sequence.in_(last)).order_by(_rows.c.sequence)
-        return [_event(fields) for fields in self._read(query)]
+        return [_event(fields) for fields in self._database.rows(query)]
 
     def verify(self, model: str) -> list[str]:
         """Return a line for each row that was changed, removed or moved; [] if the chain is intact."""
-        findings, previous = [], ""
-        for place, row in enumerate(self._read(_of(model)), 1):
-            if row_digest(row) != row["hash"] or row["previous"] != previous or row["sequence"] != place:
-                findings.append(f"{model}: serving event {row['sequence']} was changed, or a row before it was removed")
-            previous = row["hash"]
-        return findings
-
-    def _read(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
-        def read() -> list[dict[str, Any]]:
-            with self._database.read() as connection:
-                return [dict(fields) for fields in connection.execute(query).mappings()]
-
-        return self._database.run(read)
+        return broken_links(self._database.rows(_of(model)), f"{model}: serving event")
 
 
 def _of(model: str) -> sa.Select[Any]:

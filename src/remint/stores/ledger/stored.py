@@ -24,6 +24,16 @@ def row_digest(row: dict[str, Any]) -> str:
         return ""
 
 
+def broken_links(rows: list[dict[str, Any]], what: str) -> list[str]:
+    """Return a line for each row of a chain, oldest first, that was changed or moved, or that follows a removed one."""
+    findings, previous = [], ""
+    for place, row in enumerate(rows, 1):
+        if row_digest(row) != row["hash"] or row["previous"] != previous or row["sequence"] != place:
+            findings.append(f"{what} {row['sequence']} was changed, or a row before it was removed")
+        previous = row["hash"]
+    return findings
+
+
 def checked(fields: dict[str, Any]) -> LedgerRow:
     """Return a row whose fields are possible. Raises LedgerError if one is not."""
     try:
