@@ -39,7 +39,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binom, binomtest
 
 from benchmarks.drift_days import DAILY, DAYS, PLANTS, WINDOW, Stream, daily, digits, evidently, table
-from benchmarks.pipelines import ROOT, line, write
+from benchmarks.pipelines import ROOT, line, save_figure, write
 from remint.data import sources
 from remint.errors import DataError
 from remint.evaluation import alarm, drawing
@@ -191,12 +191,7 @@ def _picture(path: Path, found: list[dict[str, Any]]) -> None:
     below.set_yticks(range(len(drifts)), [row["case"] for row in reversed(drifts)])
     below.set_xscale("log")
     below.set_xlabel("days until the alarm: median, and line to the day by which 90% have one", size=drawing.SMALL)
-    for axes in (top, below):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=drawing.INK, labelsize=drawing.SMALL)
-        axes.grid(visible=True, axis="x", color="#e4e7eb", lw=0.6)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Software": None}, facecolor="white")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import binom, binomtest
 
-from benchmarks.pipelines import ROOT, line, measured, prepared, write
+from benchmarks.pipelines import ROOT, line, measured, prepared, save_figure, write
 from remint.data.arrays import Dataset
 from remint.evaluation import distance, drawing, features
 from remint.evaluation.context import EvaluationContext, Measurement
@@ -218,11 +218,7 @@ def _picture(path: Path, rows: list[dict[str, Any]]) -> None:
     for rule, colour in rules.items():
         axes.plot([], [], color=colour, lw=2.5, label="gate, margin 0" if rule == "gate" else rule)
     axes.legend(frameon=False, fontsize=drawing.SMALL, ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=drawing.INK, labelsize=drawing.SMALL)
-    axes.grid(visible=True, axis="x", color="#e4e7eb", lw=0.6)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Software": None}, facecolor="white")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from scipy.special import ndtri
 from scipy.stats import binomtest
 
-from benchmarks.pipelines import ROOT, prepared, write
+from benchmarks.pipelines import ROOT, prepared, save_figure, write
 from remint.data import arrays
 from remint.evaluation import drawing, evaluate
 from remint.evaluation.context import EvaluationContext
@@ -288,11 +288,7 @@ def _picture(path: Path, rows: list[dict[str, Any]]) -> None:
         axes.set_ylim(-0.02, 1.02)
         if not column:
             axes.set_ylabel("promoted (dashed: at once)", size=drawing.SMALL, color=drawing.INK)
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=drawing.INK, labelsize=drawing.SMALL)
-        axes.grid(visible=True, axis="y", color="#e4e7eb", lw=0.6)
-    figure.savefig(path, metadata={"Software": None}, facecolor="white", bbox_inches="tight")
+    save_figure(figure, path, grid="y")
 
 
 if __name__ == "__main__":

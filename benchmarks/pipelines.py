@@ -8,11 +8,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
 
 from remint.data import arrays, sources, splits
 from remint.data.arrays import Dataset
-from remint.evaluation import evaluate, features, report
+from remint.evaluation import drawing, evaluate, features, report
 from remint.evaluation.evidence import Evidence
 from remint.records import TrainedModel
 from remint.settings.params import PipelineSettings, load_params
@@ -86,6 +88,15 @@ def _changed(settings: PipelineSettings, training: dict[str, Any], evaluation: d
             "evaluation": settings.evaluation.model_copy(update=evaluation),
         }
     )
+
+
+def save_figure(figure: Figure, path: Path, grid: Literal["x", "y"] = "x") -> None:
+    """Write a figure in the style of the results. ``grid``: the axis with lines across the panels."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=drawing.INK, labelsize=drawing.SMALL)
+        axes.grid(visible=True, axis=grid, color="#e4e7eb", lw=0.6)
+    figure.savefig(path, metadata={"Software": None}, facecolor="white", bbox_inches="tight")
 
 
 def line(row: dict[str, Any]) -> str:
