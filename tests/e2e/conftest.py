@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from remint.runtime.home import Home
 from tests.conftest import Once
@@ -15,6 +17,15 @@ from tests.support import kills, team
 from tests.support.prefect_server import PrefectServer, delete_open_runs
 from tests.support.promotion_cases import copy_home
 from tests.support.team import Team, copy_team, make_team
+
+
+@pytest.fixture
+def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
+    """Client of a real server without deployments."""
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as found:
+        for each in found.read_deployments():  # deployments of other tests on this server
+            found.delete_deployment(each.id)
+        yield found
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.states import Completed, Running
 
 from flows.stack import audit, deployments, pace
@@ -17,14 +15,6 @@ from remint.settings.params import Params, read_params, validate_params
 from tests.support.team import SOURCE, scheduled
 
 WEEK = 7 * 86400
-
-
-@pytest.fixture
-def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
-    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as found:
-        for each in found.read_deployments():  # deployments of other tests on this server
-            found.delete_deployment(each.id)
-        yield found
 
 
 def deployed(home: Home, params: Params, branch: str = "main") -> dict[str, Change]:
