@@ -57,7 +57,7 @@ def deploy(
         return
     if params.notify is not None:
         told = ", ".join(event.replace("_", " ") for event in params.notify.events)
-        terminal.out.print(f"Prefect's block {params.notify.block} tells what was: {told}", soft_wrap=True)
+        terminal.out.print(f"Prefect's block {params.notify.block} tells these events: {told}", soft_wrap=True)
     if dry_run:
         return
     deployed = [change for change in done if change.action != "removed"]

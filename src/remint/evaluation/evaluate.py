@@ -13,7 +13,7 @@ from remint.distributed.world import SINGLE_PROCESS, World
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import extractors, representation, translation
 from remint.evaluation.context import AnomalyScores, EvaluationContext, Measurement, Metric
-from remint.evaluation.evidence import Evidence
+from remint.evaluation.evidence import ON_CALIBRATION, Evidence
 from remint.evaluation.exhibits import LIKELIHOODS
 from remint.evaluation.metrics import PROTOCOLS, metric_of
 from remint.evaluation.progress import Progress
@@ -23,8 +23,6 @@ from remint.records import EvaluationReport, MetricValue, TrainedModel
 from remint.settings import plugins
 from remint.settings.catalogue import Facts
 from remint.settings.judging import EvaluationSettings
-
-ON_CALIBRATION = "_calibration"  # end of the name of a likelihood on the calibration split, in the report's context
 
 
 def evaluate(

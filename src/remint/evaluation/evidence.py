@@ -12,6 +12,7 @@ import numpy as np
 from remint.errors import IntegrityError
 from remint.records import EvaluationReport
 
+ON_CALIBRATION = "_calibration"  # end of the name of a likelihood on the calibration split, in EvaluationReport.context
 PART = "part.json"  # beside the evidence on a part of the held-out examples: how many are described, and of how many
 
 

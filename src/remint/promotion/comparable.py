@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from remint.evaluation.evidence import Evidence, values_digest
 from remint.records import MetricValue
+
+Array = np.ndarray[Any, Any]
 
 MIN_PART = 0.5  # share of the held-out examples on which a comparison may promote
 MIN_VALUES = 8  # values that a comparison needs; with fewer, a resample of one repeated value is too likely
@@ -94,12 +96,15 @@ def differences(fingerprints: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(clauses)
 
 
-def gain(challenger: Evidence, champion: Evidence, key: str, better: Literal["lower", "higher"]) -> np.ndarray | None:
-    """Return by how much each value of the challenger is better; None if a side has no values."""
-    if key not in challenger.values or key not in champion.values:
-        return None
-    lower_N: np.ndarray = np.subtract(champion.values[key], challenger.values[key], dtype=np.float64)
-    return -lower_N if better == "higher" else lower_N
+def gains(challenger: Evidence, champion: Evidence, metric: str) -> tuple[Array, Array | None]:
+    """Return by how much each value of the challenger is better, and each pseudo-value over the reference, if there are any.
+
+    Both sides must have the metric (``measured``, ``incomparable_reason``).
+    """
+    sign = -1.0 if challenger.report.metrics[metric].better == "higher" else 1.0
+    keys = [key for key in (metric, reference_of(metric)) if key in challenger.values and key in champion.values]
+    better = {key: sign * np.subtract(champion.values[key], challenger.values[key], dtype=np.float64) for key in keys}
+    return better[metric], better.get(reference_of(metric))
 
 
 def measured(evidence: Evidence, metric: str, side: str) -> tuple[MetricValue | None, str]:

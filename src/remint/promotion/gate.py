@@ -118,9 +118,9 @@ def decide(
     sources = {
         "challenger": comparable.digest_of(challenger),
         **({"champion": comparable.digest_of(champion)} if champion else {}),
+        **({"spread": spread.digest} if spread else {}),
+        **({"part": comparable.digest_of(part.challenger)} if part else {}),
     }
-    sources |= {"spread": spread.digest} if spread else {}
-    sources |= {"part": comparable.digest_of(part.challenger)} if part else {}
     return Decision(
         model=model,
         verdict=verdict,

@@ -56,7 +56,7 @@ def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) ->
             serving=job.settings.serving,
             training_failure=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
             spread=job.spread,
-            recipe=digest(job.settings.recipe.without_seed()),
+            recipe=digest(without_seed(job.settings.recipe.resolved())),
             past=past,
         )
     return Judgement(decision, found, past.seen_first)

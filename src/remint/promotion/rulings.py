@@ -191,8 +191,8 @@ def _beyond_luck(case: Case, metric: str, gain: Difference) -> tuple[State, str]
 def with_trial(case: Case) -> Case:
     """Return the case with its trial. It has no gains if nothing was compared, or if the comparison does not count."""
     rule, leaks = case.rules.improve, case.challenger.report.leakage
-    sound = not (case.is_champion or case.training_failure or case.incomparable or leaks is None)
-    sound = sound and leaks is not None and leaks.share <= case.rules.leakage
+    sound = leaks is not None and leaks.share <= case.rules.leakage
+    sound = sound and not (case.is_champion or case.training_failure or case.incomparable)
     measured = {metric: _gain(case, metric) for metric in (rule.metrics if rule and sound else ())}
     gains = {metric: gain for metric, gain in measured.items() if gain is not None}
     better = {metric: case.compared.report.metrics[metric].better for metric in gains}
@@ -222,10 +222,7 @@ def _gain(case: Case, metric: str) -> tuple[float, float] | None:
         return None
     if comparable.incomparable_reason(case.compared, case.champion, metric):
         return None
-    better = case.compared.report.metrics[metric].better
-    keys = (metric, comparable.reference_of(metric))
-    gain_N, gain_J = (comparable.gain(case.compared, case.champion, key, better) for key in keys)
-    assert gain_N is not None, "both sides were measured"
+    gain_N, gain_J = comparable.gains(case.compared, case.champion, metric)
     found = float(gain_N.mean()), error(gain_N, gain_J)
     return found if all(abs(each) < LARGEST for each in found) else None
 
@@ -263,9 +260,7 @@ def _paired(
     incomparable = comparable.incomparable_reason(case.compared, case.champion, metric)
     if incomparable:
         return Ruling("broken", result.model_copy(update={"reason": f"not comparable: {metric} {incomparable}"}))
-    keys = (metric, comparable.reference_of(metric))
-    gain_N, gain_J = (comparable.gain(case.compared, case.champion, key, ours.better) for key in keys)
-    assert gain_N is not None, "both sides were measured"
+    gain_N, gain_J = comparable.gains(case.compared, case.champion, metric)
     gain = difference(gain_N, 1.0 - level, 1.0 - case.level / case.comparisons, gain_J)
     state, words = judge(gain)
     sides = f"{metric} {ours.text()} against the champion's {theirs.text()}"

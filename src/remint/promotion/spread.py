@@ -11,6 +11,7 @@ from remint.records import Record, digest
 from remint.runtime.home import Home
 from remint.settings.judging import MIN_SEEDS
 from remint.settings.params import PipelineSettings
+from remint.settings.recipe import without_seed
 from remint.stores.ledger.spreads import SeedSpread
 from remint.stores.open import open_spreads
 
@@ -25,7 +26,7 @@ class SeedResult(Record):
     @classmethod
     def of(cls, job: Retraining) -> SeedResult:
         metrics = {name: value.value for name, value in job.report.metrics.items()}
-        return cls(metrics=metrics, dataset=job.dataset.digest, recipe=digest(job.settings.recipe.without_seed()))
+        return cls(metrics=metrics, dataset=job.dataset.digest, recipe=digest(without_seed(job.settings.recipe.resolved())))
 
 
 class SpreadReport(SeedSpread):

@@ -218,8 +218,8 @@ def _outlook(earlier: Sequence[Trial], trial: Trial, metric: str) -> str:
     first, *others = [
         f"{times}{{}} in {'more than a year' if count is None else f'{count} nights'}" for times, count in found.items()
     ]
-    told = [first.format(f" spreads of seeds ({spread:.2g} each)"), *(f"of {each.format('')}" for each in others)]
-    return f"a new recipe's gain in {metric} of {', '.join(told)} would be shown"
+    clauses = [first.format(f" spreads of seeds ({spread:.2g} each)"), *(f"of {each.format('')}" for each in others)]
+    return f"a new recipe's gain in {metric} of {', '.join(clauses)} would be shown"
 
 
 def faults(ledger: Ledger, seen: SeenExamples, model: str) -> list[str]:

@@ -9,6 +9,7 @@ from remint.promotion.retraining import Retraining
 from remint.promotion.tolerance import tolerances
 from remint.records import EvaluationReport, canonical, digest
 from remint.runtime import manifest, packages
+from remint.settings.recipe import without_seed
 from remint.stores import git, uncommitted
 from remint.stores.mlflow import CALIBRATION, DataOrigin, VersionTags
 from remint.stores.open import open_spreads
@@ -33,7 +34,7 @@ def tags(job: Retraining, report: EvaluationReport) -> VersionTags:
         packages_sha256=manifest.sha256_file(constraints),
         not_installed=" ".join(name for name, _ in packages.pins(constraints) if packages.installed(name) == packages.NONE),
         report_sha256=report.digest,
-        tolerance=canonical(tolerances(report.metrics, spread, digest(job.settings.recipe.without_seed()))),
+        tolerance=canonical(tolerances(report.metrics, spread, digest(without_seed(job.settings.recipe.resolved())))),
         flow_run=job.record.facts["flow_run"],
         calibration=manifest.sha256_file(job.out("calibration") / manifest.NAME) if job.calibrates else None,
     )

@@ -292,11 +292,7 @@ class Recipe(Settings):
             "training": {**self.training.model_dump(mode="json", exclude={"nodes"}), "devices": 1},
         }
 
-    def without_seed(self) -> dict[str, Any]:
-        """Return ``resolved()`` without the seed: equal for trainings that differ only by chance."""
-        return without_seed(self.resolved())
-
 
 def without_seed(resolved: dict[str, Any]) -> dict[str, Any]:
-    """Return a resolved recipe without its seed."""
+    """Return a resolved recipe without its seed: equal for trainings that differ only by chance."""
     return {**resolved, "training": {key: value for key, value in resolved.get("training", {}).items() if key != "seed"}}

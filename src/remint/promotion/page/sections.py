@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from remint.evaluation.evidence import ON_CALIBRATION
 from remint.promotion.decision import RuleResult
 from remint.promotion.page import bars, pictures, words
 from remint.promotion.page.story import Array, Side, Story
@@ -99,22 +100,11 @@ def metrics(story: Story) -> list[View]:
                 "champion": _value(theirs, places),
                 "chart": bars.intervals(both, _marks(story, name, ours)),
                 "difference": _difference(rule.difference if rule else None),
-                "unchosen": _unchosen(story, name, places),
+                "unchosen": words.unchosen(name, {who: side.report for who, side in sides(story)}, places),
                 "gain": bars.difference(rule.difference, rule.margin) if rule and rule.difference else None,
             }
         )
     return rows
-
-
-def _unchosen(story: Story, name: str, places: int) -> str:
-    """Return a sentence with a likelihood on the calibration split, which chose no version; "" if it was not measured there."""
-    said = []
-    for who, side in sides(story):
-        found = side.report.context.get(f"{name}_calibration")
-        if found is not None:
-            beyond = words.signed(found.value - side.report.metrics[name].value, places)
-            said.append(f"{who} {words.number(found.value, places)} {words.interval(found, places)}, {beyond} from held-out")
-    return f"on calibration examples, which chose no version: {'; '.join(said)}" if said else ""
 
 
 def _marks(story: Story, name: str, value: MetricValue) -> list[tuple[str, float]]:
@@ -123,7 +113,7 @@ def _marks(story: Story, name: str, value: MetricValue) -> list[tuple[str, float
     for other, context in story.challenger.report.context.items():
         if other == f"{name}_floor":
             marks.append(("real data", context.value))
-        elif value.unit and context.unit == value.unit and not other.endswith("_calibration"):
+        elif value.unit and context.unit == value.unit and not other.endswith(ON_CALIBRATION):
             marks.append((other, context.value))
     bound = story.rules.require.get(name)
     marks += [("required", limit) for limit in ((bound.min, bound.max) if bound else ()) if limit is not None]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+from remint.evaluation.evidence import ON_CALIBRATION
 from remint.promotion.decision import RuleResult
-from remint.records import MetricValue
+from remint.records import EvaluationReport, MetricValue
 from remint.settings.judging import PromotionSettings
 
 # Verdict -> title and meaning; {new} and {old} are versions.
@@ -77,6 +79,20 @@ def asked(rule: RuleResult, rules: PromotionSettings) -> str:
     if rule.rule == "leakage":
         return f"at most {rules.leakage:.2%} of the examples"
     return ""
+
+
+def unchosen(metric: str, reports: Mapping[str, EvaluationReport], places: int) -> str:
+    """Return a sentence with a likelihood on the calibration split, which chose no version; "" if it was not measured there.
+
+    ``reports``: of the shown sides, by name.
+    """
+    said = []
+    for who, report in reports.items():
+        found = report.context.get(metric + ON_CALIBRATION)
+        if found is not None:
+            beyond = signed(found.value - report.metrics[metric].value, places)
+            said.append(f"{who} {number(found.value, places)} {interval(found, places)}, {beyond} from held-out")
+    return f"on calibration examples, which chose no version: {'; '.join(said)}" if said else ""
 
 
 def decimals(*values: MetricValue | None) -> int:
