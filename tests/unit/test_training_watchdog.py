@@ -37,7 +37,10 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[subprocess.Popen[st
 
 
 def is_alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:  # one question: the process may end between two
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for(said: Callable[[], bool], seconds: float = 20.0) -> bool:
