@@ -24,6 +24,7 @@ from remint.promotion.retraining import Retraining, timed
 from remint.settings.judging import in_domain
 from remint.stores import s3
 from remint.stores.mlflow import ModelVersion
+from remint.stores.mlflow.running import THROUGHPUT
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -135,10 +136,12 @@ def train(job: Retraining) -> None:
         job.lease.check()
         if event["event"] == "started":
             _open_run(job)
-        elif event["event"] == "metrics" and job.run_id:
-            curves = {key: value for key, value in event.items() if isinstance(value, int | float) and key not in ("at", "step")}
-            job.tracking.log_metrics(job.run_id, [{"step": event["step"], **curves}])
         job.durations.hear_training(event)
+        if event["event"] == "metrics" and job.run_id:
+            curves = {key: value for key, value in event.items() if isinstance(value, int | float) and key not in ("at", "step")}
+            if job.durations.steps_per_second is not None:
+                curves[THROUGHPUT] = job.durations.steps_per_second * job.settings.training.batch_size
+            job.tracking.log_metrics(job.run_id, [{"step": event["step"], **curves}])
         report(event)
 
     with timed(job, "train"):

@@ -11,7 +11,7 @@ from typing import Any
 from flows.server import server
 from remint.errors import OrchestrationError
 from remint.maintenance import audit
-from remint.maintenance.audit import Audit, Fault, fault, unreachable
+from remint.maintenance.audit import Audit, Fault, fault, last, unreachable
 from remint.runtime.home import Home
 from remint.settings.params import load_params
 
@@ -29,7 +29,9 @@ def run_audit(home: Home, say: Callable[[str], None], *, repair: bool, deep: boo
             return audit.run_audit(home, deep=deep, say=say).with_faults(ask())
 
         found = look()
-        return audit.repair(found, look, say) if repair else found
+        found = audit.repair(found, look, say) if repair else found
+    last.keep(home, found, deep=deep)
+    return found
 
 
 @contextmanager

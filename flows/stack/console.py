@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from flows.stack.metrics import exporter
 from flows.stack.outlook import Outlooks
 from remint.errors import RemintError
 from remint.promotion.console import Registry
@@ -32,7 +33,7 @@ def pages(home: Home, params: Callable[[], Params]) -> Pages:
     """Return the console's pages over the stores of a home, its settings of now, and the Prefect server that it uses."""
     registry = Registry(home, params, Outlooks(home, params))
     threading.Thread(target=_keep_fresh, args=(registry,), name="console", daemon=True).start()
-    return Pages(registry, os.environ.get("REMINT_SERVE_PERSON"))
+    return Pages(registry, os.environ.get("REMINT_SERVE_PERSON"), exporter(home, params))
 
 
 def _keep_fresh(registry: Registry) -> None:

@@ -12,6 +12,7 @@ import threading
 import zoneinfo
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from flows.server import client, server
@@ -22,6 +23,7 @@ from remint.settings.schedule import PREFECTS_START, ScheduleSettings
 
 EVERY = 30.0  # seconds
 PAGE = 200  # entries of one answer, Prefect's limit
+STARTS = 40  # next starts of a schedule between which the longest time is looked for
 RETRAIN = {"flows": {"name": {"any_": ["retrain"]}}, "limit": PAGE}
 AWAY = "if Prefect and a worker run then"
 
@@ -53,29 +55,29 @@ def outlooks(home: Home, params: Params) -> dict[str, Outlook]:
     try:
         if not address:
             raise client.NoAnswer("no server is known")
-        deployed = {each["name"]: each for each in _ask(address, "deployments/filter", {})}
-        scheduled = _ask(address, "flow_runs/filter", {"flow_runs": _in_state("SCHEDULED"), "sort": "EXPECTED_START_TIME_ASC"})
-        ended = _in_state("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        newest = _ask(address, "flow_runs/filter", {"flow_runs": ended, "sort": "END_TIME_DESC"})
+        deployed = {each["name"]: each for each in ask(address, "deployments/filter", {})}
+        scheduled = ask(address, "flow_runs/filter", {"flow_runs": in_state("SCHEDULED"), "sort": "EXPECTED_START_TIME_ASC"})
+        ended = in_state("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        newest = ask(address, "flow_runs/filter", {"flow_runs": ended, "sort": "END_TIME_DESC"})
     except client.NoAnswer:
         return {name: Outlook(_next(schedule), AWAY) if schedule else Outlook() for name, schedule in planned.items()}
     starts: dict[str, datetime] = {}
     for run in scheduled:
-        starts.setdefault(_pipeline(run), datetime.fromisoformat(run["expected_start_time"]))
+        starts.setdefault(pipeline_of(run), datetime.fromisoformat(run["expected_start_time"]))
     last: dict[str, Any] = {}
     for run in newest:
-        last.setdefault(_pipeline(run), run)
+        last.setdefault(pipeline_of(run), run)
     found = {}
     for name, schedule in planned.items():
         start, note = starts.get(name), ""
         if start is None and schedule is not None:
-            note = _obstacle(deployed.get(name))
+            note = obstacle(deployed.get(name))
             start = None if note else _next(schedule)  # Prefect plans a hundred days ahead
         found[name] = Outlook(start, note, _failure(last.get(name)))
     return found
 
 
-def _obstacle(deployed: Mapping[str, Any] | None) -> str:
+def obstacle(deployed: Mapping[str, Any] | None) -> str:
     """Return why a schedule does not start runs; "" if it does."""
     if deployed is None:
         return "not deployed: run remint deploy"
@@ -91,21 +93,48 @@ def _failure(run: Mapping[str, Any] | None) -> str:
     return f"the run {run['name']}, which ended {run['end_time'][:16].replace('T', ' ')} UTC: {lines[0] if lines else ''}"
 
 
-def _in_state(*names: str) -> dict[str, Any]:
+def in_state(*names: str) -> dict[str, Any]:
     return {"state": {"type": {"any_": list(names)}}}
 
 
-def _pipeline(run: Mapping[str, Any]) -> str:
+def pipeline_of(run: Mapping[str, Any]) -> str:
     return str(run["parameters"].get("pipeline"))
 
 
-def _ask(address: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+def ask(address: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     """Return Prefect's answer about runs of the flow retrain. Raises NoAnswer if it has none."""
+    return list(post(address, path, {**RETRAIN, **body}))
+
+
+def post(address: str, path: str, body: dict[str, Any]) -> Any:
+    """Return Prefect's answer to one request. Raises NoAnswer if it has none within client.PATIENCE."""
     headers = {"content-type": "application/json", **client.credentials()}
-    answer = client.ask(client.prefect(address), path, headers, json.dumps({**RETRAIN, **body}).encode())
+    answer = client.ask(client.prefect(address), path, headers, json.dumps(body).encode())
     if answer.status_code != 200:
         raise client.NoAnswer(f"status {answer.status_code}")
-    return list(answer.json())
+    return answer.json()
+
+
+def longest_gap(schedule: ScheduleSettings) -> float | None:
+    """Return the longest time in seconds between two of the next starts; None if there is one at most."""
+    if schedule.interval is not None:
+        return float(schedule.interval)
+    if not schedule.can_fire():
+        return None
+    zone = zoneinfo.ZoneInfo(schedule.timezone)
+    now = datetime.now(zone)
+    times: list[datetime] = []
+    if schedule.cron is not None:
+        from prefect._vendor.croniter import croniter  # type: ignore[attr-defined]
+
+        cron = croniter(schedule.cron, now)  # type: ignore[no-untyped-call]
+        times = [cron.get_next(datetime) for _ in range(STARTS)]  # type: ignore[no-untyped-call]
+    elif schedule.rrule is not None:
+        from dateutil.rrule import rrulestr
+
+        rule = rrulestr(schedule.rrule, dtstart=PREFECTS_START, ignoretz=True)
+        times = list(rule.xafter(now.replace(tzinfo=None), count=STARTS))
+    return max(((later - sooner).total_seconds() for sooner, later in pairwise(times)), default=None)
 
 
 def _next(schedule: ScheduleSettings) -> datetime | None:

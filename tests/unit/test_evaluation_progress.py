@@ -104,7 +104,11 @@ def durations(training: list[dict[str, Any]], passes: dict[str, float], total: f
     return made
 
 
-TRAINED = [{"event": "progress", "seconds": 40.0}, {"event": "metrics", "step": 7}, {"event": "progress", "seconds": 100.0}]
+TRAINED = [
+    {"event": "progress", "seconds": 40.0},
+    {"event": "metrics", "at": 3.0, "step": 7},
+    {"event": "progress", "seconds": 100.0},
+]
 
 
 @pytest.mark.parametrize(

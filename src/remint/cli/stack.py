@@ -1,4 +1,4 @@
-"""Commands for schedules, the local stack and this machine: deploy, up, init and doctor."""
+"""Commands for schedules, the local stack and this machine: deploy, up, metrics, init and doctor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from remint.cli import screens, terminal
 from remint.cli.app import AsJson, app, here, print_json
 from remint.errors import SettingsError
 from remint.runtime.home import Home
-from remint.settings.params import load_params
+from remint.settings.params import LatestParams, load_params
 from remint.stores import git
 
 # Addresses that are not stored in a deployment: they may contain a password, and Prefect shows a deployment's content.
@@ -80,6 +80,23 @@ def up() -> None:
     from flows.stack.up import up as start
 
     raise SystemExit(start(home))
+
+
+@app.command()
+def metrics(
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port.")] = 9108,
+    host: Annotated[str, typer.Option(help="Address to listen at. The default is this machine only.")] = "127.0.0.1",
+) -> None:
+    """Serve Prometheus metrics of the whole installation at /metrics: retrainings, champions, approvals, drift, queue, trainings.
+
+    The console of remint up and remint serve have them too. Set REMINT_SERVE_TOKEN to ask for a token.
+
+    Example: remint metrics --port 9108
+    """
+    home, _ = here()
+    from flows.stack.metrics import serve
+
+    serve(home, LatestParams(home.repository), host, port, terminal.say)
 
 
 @app.command()

@@ -23,11 +23,17 @@ class Durations:
     training: float | None = None  # None: it was restored, or resumed from a checkpoint
     evaluation: float | None = None  # None: it was restored
     passes: dict[str, float] = field(default_factory=dict)  # of the evaluation, by metric or baseline
+    steps_per_second: float | None = None  # of the training, between the last two rows of its curve
     _resumed: bool = False
+    _row: tuple[float, int] | None = None  # time and step of the last row
 
     def hear_training(self, event: dict[str, Any]) -> None:
         """Take the seconds from an event of the step train."""
         self._resumed = self._resumed or event["event"] in ("resumed", "restarted")
+        if event["event"] == "metrics":
+            before, self._row = self._row, (event["at"], event["step"])
+            seconds, steps = (now - then for now, then in zip(self._row, before or self._row, strict=True))
+            self.steps_per_second = steps / seconds if seconds > 0 and steps > 0 else None  # the training went back
         if event["event"] == "progress" and "seconds" in event:
             self.training = None if self._resumed else float(event["seconds"])
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client.registry import Collector
+
 from remint.errors import SettingsError
 from remint.runtime.addresses import IPV6, LOOPBACK
 from remint.runtime.home import Home
@@ -41,6 +43,7 @@ class Pages:
 
     source: Source
     person_header: str | None = None
+    metrics: Collector | None = None  # of the installation, beside those of the server
 
 
 def check(
@@ -88,6 +91,8 @@ def build(serving: Serving, pages: Pages | None = None, wait: bool = False) -> A
         challengers = Challengers(home, serving.device, limits.waiting, room)
         console = Console(door.app.state.api, pages.source, challengers, pages.person_header, serving.token)
         door.app.include_router(console.router())
+        if pages.metrics is not None:
+            door.app.state.api.metrics.registry.register(pages.metrics)
         door.login = True
     return door
 

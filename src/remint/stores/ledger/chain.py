@@ -130,6 +130,11 @@ class Ledger:
         """Return the models that have rows."""
         return [fields["model"] for fields in self._database.rows(sa.select(_rows.c.model).distinct().order_by(_rows.c.model))]
 
+    def lengths(self) -> dict[str, int]:
+        """Return the sequence of the newest row of each model: what has changed since, without a read of the rows."""
+        query = sa.select(_rows.c.model, sa.func.max(_rows.c.sequence).label("last")).group_by(_rows.c.model)
+        return {fields["model"]: fields["last"] for fields in self._database.rows(query)}
+
     def last(self, model: str) -> LedgerRow | None:
         """Return the model's newest row, None if there is none. Raises LedgerError if that row was changed."""
         found = self._database.rows(_of(model).order_by(_rows.c.sequence.desc()).limit(1))

@@ -76,6 +76,11 @@ class DriftChecks:
         """Return the hash of the newest row of one model, "" if there is none."""
         return next((str(fields["hash"]) for fields in self._database.rows(_of(model, newest=True))), "")
 
+    def lengths(self) -> dict[str, int]:
+        """Return the sequence of the newest row of each model."""
+        query = sa.select(_rows.c.model, sa.func.max(_rows.c.sequence).label("last")).group_by(_rows.c.model)
+        return {fields["model"]: fields["last"] for fields in self._database.rows(query)}
+
     def verify(self, model: str) -> list[str]:
         """Return a line for each row that was changed, removed or moved; [] if the chain is intact."""
         return broken_links(self._database.rows(_of(model)), f"{model}: drift check")
