@@ -17,8 +17,9 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.states import Failed
 
+from flows.server import progress
 from remint.errors import RemintError, SettingsError
-from remint.promotion import decide, queries
+from remint.promotion import decide, publishing, queries
 from remint.promotion.page import brief
 from remint.promotion.projection import current_version
 from remint.runtime.home import Home
@@ -82,5 +83,8 @@ def _carry_out(home: Home, ref: str, answer: Answer) -> LedgerRow:
     name, reason = answer.your_name.strip(), answer.reason.strip()
     if not is_visible(name) or not is_visible(reason):
         raise SettingsError(f"{ref}: an answer needs your_name and a reason for the ledger: start approve again")
-    act = decide.promote if answer.decision == "promote" else decide.reject
-    return act(home, ref, reason, who=f"{name} via Prefect")
+    if answer.decision == "reject":
+        return decide.reject(home, ref, reason, who=f"{name} via Prefect")
+    row = decide.promote(home, ref, reason, who=f"{name} via Prefect")
+    publishing.publish_decided(home, row.model, lambda text: progress.tell(row.model, "notice", text=text))
+    return row

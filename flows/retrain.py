@@ -38,6 +38,7 @@ def retrain(
             version = steps.register(job, evidence)
             judgement = steps.judge(job, version, evidence)
             outcome = steps.settle(job, version, evidence, judgement)
+        steps.publish(job)  # the champion, to where services without MLflow read it
         new_data.keep(job, seen)
     spread.measure_missing(job, branch)  # what margin: auto needs, once
     return labels.completed(outcome)

@@ -13,6 +13,7 @@ from prefect.states import Completed
 
 from flows import artifacts, labels
 from flows.server import progress
+from remint.promotion import publishing
 from remint.promotion.shadow import judge_waiting
 from remint.runtime.home import Home
 from remint.stores import git
@@ -33,5 +34,6 @@ def judge_shadow(pipeline: str) -> list[LedgerRow] | State[Any]:
         progress.tell(pipeline, "notice", text=text)
 
     rows = judge_waiting(home, pipeline, tell, artifacts.announce)
+    publishing.publish_decided(home, pipeline, tell)
     name = labels.state_name(rows[-1].action) if rows else "Unchanged"
     return Completed(name=name, message="; ".join(said) or "no version awaits shadow", data=rows)

@@ -16,7 +16,7 @@ from flows import artifacts
 from flows.server import progress
 from remint.errors import Interrupted, UserError
 from remint.evaluation.evidence import Evidence
-from remint.promotion import monitoring, settlement, shadow
+from remint.promotion import monitoring, publishing, settlement, shadow
 from remint.promotion.judge import Judgement, judge_version
 from remint.promotion.outcome import Outcome
 from remint.promotion.register import register_version
@@ -223,3 +223,11 @@ def settled_before(job: Retraining, evidence: Evidence) -> Outcome | None:
 def settle(job: Retraining, version: ModelVersion, evidence: Evidence, judgement: Judgement) -> Outcome:
     """Write the decision to the ledger, the source of truth, then update MLflow, the report and Prefect."""
     return settlement.settle(job, version, evidence, judgement, artifacts.announce)
+
+
+@step("publish")
+def publish(job: Retraining) -> None:
+    """Write the champion to the place of publish:, unless it is there. A failure is told, and ends nothing."""
+    if job.settings.publish is not None:
+        with timed(job, "publish"):
+            publishing.publish_or_tell(job.home, job.pipeline, job.settings.publish, lambda text: job.tell("notice", text=text))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load(ref: str | Path, device: str = "cpu", repository: str | Path = ".") -> ServedModel:
-    """Return the served model of a name, a version or a bundle's folder: see remint.serving.load."""
+    """Return the served model of a name, a version, a bundle's folder or a published model's address: see remint.serving.load."""
     # Late, because torch and mlflow take seconds to import; by name, because every step imports this file and does not use it.
     served: ServedModel = importlib.import_module("remint.serving.load").load(ref, device, repository)
     return served

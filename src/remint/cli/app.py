@@ -30,6 +30,13 @@ ModelRef = Annotated[
     str,
     typer.Argument(help="NAME (its champion), NAME@champion, NAME@challenger or NAME/7.", autocompletion=completion.model_refs),
 ]
+Served = Annotated[
+    str,
+    typer.Argument(
+        help="NAME (its champion), NAME@challenger or NAME/7; or the address of a published model.",
+        autocompletion=completion.model_refs,
+    ),
+]
 
 
 def main() -> None:

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from remint.cli import terminal
-from remint.cli.app import AsJson, ModelRef, app, print_json
+from remint.cli.app import AsJson, Served, app, print_json
 from remint.cli.use import Data, SkipBad, load_served
 
 
 @app.command()
 def augment(
-    model: ModelRef,
+    model: Served,
     data: Data,
     output: Annotated[Path, typer.Option("-o", help="A new folder for the examples and their manifest.json.")],
     per_class: Annotated[int, typer.Option(min=1, help="Classes with fewer examples are filled up to so many.")] = 200,
@@ -45,7 +45,7 @@ def augment(
 
 @app.command()
 def export(
-    model: ModelRef,
+    model: Served,
     output: Annotated[Path, typer.Option("-o", help="A file that ends in .onnx or in .pt2 (torch.export).")],
     method: Annotated[str, typer.Option(help="sample, decode, encode, log_prob or elbo.")] = "sample",
     as_json: AsJson = False,

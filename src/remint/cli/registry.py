@@ -96,11 +96,13 @@ def promote(
 
     Example: remint promote digits-vae/3 --reason "looked at the samples" --against 2
     """
-    from remint.promotion import decide
+    from remint.promotion import decide, publishing
 
     expected = decide.parse_against(against)
     home, _ = here()
-    _say(decide.promote(home, model, reason, expected), as_json)
+    row = decide.promote(home, model, reason, expected)
+    _say(row, as_json)
+    publishing.publish_decided(home, row.model, terminal.say)
 
 
 @app.command()
@@ -122,9 +124,39 @@ def rollback(model: Model, reason: Reason, as_json: AsJson = False) -> None:
     Example: remint rollback digits-vae --reason "the sevens blur"
     """
     home, _ = here()
-    from remint.promotion import decide
+    from remint.promotion import decide, publishing
 
-    _say(decide.rollback(home, model, reason), as_json)
+    row = decide.rollback(home, model, reason)
+    _say(row, as_json)
+    publishing.publish_decided(home, row.model, terminal.say)
+
+
+@app.command()
+def publish(
+    pipelines: Annotated[
+        list[str] | None,
+        typer.Argument(help="Pipelines with publish:; all of them if omitted.", autocompletion=completion.models),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write champions to where publish: says, for services without MLflow, and check what is there.
+
+    Every promotion and rollback does this; the command is for a new setting, and after a failure.
+
+    Example: remint publish digits-vae
+    """
+    home, params = here()
+    from remint.promotion import publishing
+
+    done = publishing.publish_pipelines(home, params, pipelines or [])
+    if as_json:
+        print_json([each.to_json() for each in done])
+        return
+    for each in done:
+        now = "is published now" if each.written else "was published already, and its files verify"
+        terminal.out.print(f"{each.model} {now}: {each.address}", soft_wrap=True, markup=False)
+    if not done:
+        terminal.out.print("no pipeline in params.yaml has publish:", markup=False)
 
 
 def _say(row: LedgerRow, as_json: bool) -> None:

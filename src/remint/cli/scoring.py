@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from remint.cli import terminal
-from remint.cli.app import AsJson, ModelRef, app, here, print_json
+from remint.cli.app import AsJson, ModelRef, Served, app, here, print_json
 from remint.cli.use import Data, SkipBad, load_served
 
 
 @app.command()
 def score(
-    model: ModelRef,
+    model: Served,
     data: Data,
     output: Annotated[Path, typer.Option("-o", help="Name, score, p-value and flag of each example: .csv or .parquet.")],
     false_alarm_rate: Annotated[float, typer.Option(help="Flag this share of normal examples.")] = 0.05,

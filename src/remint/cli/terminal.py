@@ -36,6 +36,7 @@ DOING = {
     "judge": "is compared with the champion",
     "monitor": "judges the champion on today's data",
     "settle": "writes the decision to the ledger",
+    "publish": "publishes the champion",
 }
 
 

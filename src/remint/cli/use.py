@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from remint.cli import completion, screens, terminal
-from remint.cli.app import AsJson, ModelRef, app, here, print_json
+from remint.cli.app import AsJson, Served, app, here, print_json
 
 if TYPE_CHECKING:
     from remint.serving.files import Written
@@ -25,7 +25,7 @@ ExamplesFile = Annotated[
 
 @app.command()
 def sample(
-    model: ModelRef,
+    model: Served,
     count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 64,
     output: Annotated[
         Path | None,
@@ -54,7 +54,7 @@ def sample(
 
 @app.command()
 def encode(
-    model: ModelRef,
+    model: Served,
     data: Data,
     output: Annotated[Path, typer.Option("-o", help="The latents: .npy or .npz (float32, N x Z), .csv or .parquet.")],
     of_class: OfClass = None,
@@ -75,7 +75,7 @@ def encode(
 
 @app.command()
 def decode(
-    model: ModelRef,
+    model: Served,
     latents: Annotated[Path, typer.Argument(help="Latents as encode writes them: .npy (N x Z), .npz with z, .csv or .parquet.")],
     output: ExamplesFile,
     of_class: OfClass = None,
@@ -95,7 +95,7 @@ def decode(
 
 @app.command()
 def reconstruct(
-    model: ModelRef,
+    model: Served,
     data: Data,
     output: ExamplesFile,
     of_class: OfClass = None,
@@ -116,7 +116,7 @@ def reconstruct(
 
 @app.command()
 def interpolate(
-    model: ModelRef,
+    model: Served,
     first: Annotated[str, typer.Argument(help="The first example: an image, or a table of one row.")],
     last: Annotated[str, typer.Argument(help="The last example.")],
     output: ExamplesFile,
@@ -137,7 +137,7 @@ def interpolate(
 
 @app.command()
 def impute(
-    model: ModelRef,
+    model: Served,
     data: Data,
     output: Annotated[
         Path,
@@ -171,10 +171,12 @@ def impute(
 
 
 def load_served(ref: str) -> ServedModel:
-    """Load a model of the repository around the current folder."""
-    home, _ = here()
-    from remint.serving.load import load_version
+    """Load a model of the repository around the current folder, or a published model: that needs no repository."""
+    from remint.serving.load import is_published, load_version, of_published
 
+    if is_published(ref):
+        return of_published(ref)
+    home, _ = here()
     return load_version(home, ref)
 
 

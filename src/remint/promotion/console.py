@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from remint.errors import IntegrityError, LedgerError, NotFoundError, RemintError
-from remint.promotion import decide, monitoring, queries, why
+from remint.promotion import decide, monitoring, publishing, queries, why
 from remint.promotion.page.write import NAME as REPORT
 from remint.records import MetricValue
 from remint.runtime import scratch
@@ -118,13 +118,21 @@ class Registry:
         return None
 
     def promote(self, name: str, version: int, reason: str, against: str, who: str, newest: str) -> LedgerRow:
-        return decide.promote(self.home, f"{name}/{version}", reason, decide.parse_against(against), who, newest)
+        row = decide.promote(self.home, f"{name}/{version}", reason, decide.parse_against(against), who, newest)
+        return self._published(row)
 
     def reject(self, name: str, version: int, reason: str, who: str, newest: str) -> LedgerRow:
         return decide.reject(self.home, f"{name}/{version}", reason, who, newest)
 
     def rollback(self, name: str, reason: str, who: str, newest: str) -> LedgerRow:
-        return decide.rollback(self.home, name, reason, who, newest)
+        return self._published(decide.rollback(self.home, name, reason, who, newest))
+
+    def _published(self, row: LedgerRow) -> LedgerRow:
+        """Publish the new champion, and return its row. Raises an error that the page shows, if that fails."""
+        pipeline = self.params().pipelines.get(row.model)
+        if pipeline is not None and pipeline.publish is not None:
+            publishing.publish_after(self.home, row.model, pipeline.publish)
+        return row
 
     def _books(self) -> Books | None:
         """Open the ledger and the serving events, which every look checks; None if there is no ledger yet."""

@@ -4,7 +4,7 @@ params.yaml
   datasets:  NAME: recipe.DatasetSettings
   pipelines: NAME: PipelineSettings    dataset, family, model, training   decide the weights (recipe.py)
                                        evaluation, promotion, schedule    do not (judging.py, schedule.py)
-                                       serving, triggers                  do not (shadow.py, triggers.py)
+                                       serving, triggers, publish         do not (shadow.py, triggers.py, publish.py)
   notify:    notify.NotifySettings
 """
 
@@ -29,6 +29,7 @@ from remint.settings import catalogue, plugins
 from remint.settings.base import Settings, did_you_mean
 from remint.settings.judging import EvaluationSettings, PromotionSettings
 from remint.settings.notify import NotifySettings
+from remint.settings.publish import Address
 from remint.settings.recipe import MODEL_SETTINGS, DatasetSettings, ModelSettings, Recipe, TrainingSettings
 from remint.settings.schedule import ScheduleSettings
 from remint.settings.shadow import ServingSettings
@@ -53,6 +54,7 @@ class PipelineSettings(Settings):
     schedule: ScheduleSettings | None = None
     serving: ServingSettings = ServingSettings()
     triggers: TriggerSettings = TriggerSettings()
+    publish: Address | None = None  # s3://bucket/prefix or a folder: where the champion is written, for services without MLflow
 
     @model_validator(mode="before")
     @classmethod

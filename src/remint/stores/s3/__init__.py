@@ -1,4 +1,5 @@
-"""Interface to S3, the only caller of boto3: it copies the objects below a prefix of a bucket into a folder.
+"""Interface to S3, the only caller of boto3: it copies the objects below a prefix of a bucket into a folder, and
+reads and writes single ones (objects.py: published models).
 
     HOME/fetched/NAME/           the objects, each at its key below the prefix, and nothing else
     HOME/fetched/.NAME.json      manifest: size and ETag of each object in the bucket, SHA-256 and time of its file here
@@ -13,5 +14,6 @@ credentials (AWS_ENDPOINT_URL, AWS_PROFILE, ~/.aws and so on); remint neither st
 from remint.stores.s3.bucket import SCHEME, answers, fingerprint
 from remint.stores.s3.file import fetch_file
 from remint.stores.s3.folder import FetchResult, fetch, held
+from remint.stores.s3.objects import Objects
 
-__all__ = ["SCHEME", "FetchResult", "answers", "fetch", "fetch_file", "fingerprint", "held"]
+__all__ = ["SCHEME", "FetchResult", "Objects", "answers", "fetch", "fetch_file", "fingerprint", "held"]

@@ -66,10 +66,8 @@ class Bucket:
         """
         prefix = self.prefix
         if prefix and not prefix.endswith("/"):
-            first = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
-            if first and first[0]["Key"] == prefix and first[0]["Size"]:
-                name = path_of(prefix.rpartition("/")[2])
-                return {name: _listed(name, first[0])}
+            if (single := self.find(prefix)) is not None and single.size:
+                return {single.name: single}
             prefix += "/"
         found = {}
         listing = self.s3.get_paginator("list_objects_v2")
@@ -84,6 +82,11 @@ class Bucket:
         if both := sorted(folders & set(found)):
             raise DataError(f"the key {both[0]!r} is both an object and a folder of other objects: rename one of them")
         return found
+
+    def find(self, key: str) -> BucketObject | None:
+        """Return the object of a key, which ends in no slash; None if there is none."""
+        first = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=key, MaxKeys=1).get("Contents", [])
+        return _listed(path_of(key.rpartition("/")[2]), first[0]) if first and first[0]["Key"] == key else None
 
     def read(self, listed: BucketObject, part: Path, on_bytes: Callable[[int], None]) -> tuple[str, str | None]:
         """Write an object's bytes, verified, to ``part``. Return their SHA-256 and the object's version (None: it has none).
