@@ -89,3 +89,46 @@ def gc(
         screens.collected(answer)
     if answer.damaged:
         raise SystemExit(1)
+
+
+@app.command("export-state")
+def export_state(
+    folder: Annotated[Path, typer.Argument(help="A new folder, or one of an earlier export.")], as_json: AsJson = False
+) -> None:
+    """Write ledger, registry and the files of its runs to a folder, to move them to other stores. Nothing here is changed.
+
+    Stop the workers and servers first. The same command goes on after an interruption.
+
+    Example: remint export-state /mnt/remint-state
+    """
+    home, _ = here()
+    from remint.maintenance import state
+
+    done = state.export_state(home, folder.absolute(), terminal.say)
+    if as_json:
+        print_json(done.to_json())
+    else:
+        screens.exported(done, folder)
+
+
+@app.command("import-state")
+def import_state(
+    folder: Annotated[Path, typer.Argument(help="The folder of remint export-state.")], as_json: AsJson = False
+) -> None:
+    """Copy a state into the stores of REMINT_LEDGER, MLFLOW_TRACKING_URI and REMINT_ARTIFACTS, and verify all of it.
+
+    Stores with other content are refused. What is there already is compared and kept: the same command goes on after an
+    interruption. Exit status 1 if the audit at the end finds something.
+
+    Example: remint import-state /mnt/remint-state
+    """
+    home, _ = here()
+    from remint.maintenance import state
+
+    done = state.import_state(home, folder.absolute(), terminal.say)
+    if as_json:
+        print_json(done.to_json())
+    else:
+        screens.imported(done)
+    if any(not finding.note for finding in done.findings):
+        raise SystemExit(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -11,9 +13,11 @@ from remint.cli.terminal import counted, out, reasons, summary, table
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs
     from remint.maintenance.audit import Audit
+    from remint.maintenance.audit.fault import Finding
     from remint.maintenance.doctor import Symptom
     from remint.maintenance.gc import Collection, Garbage
     from remint.maintenance.rebuild import Rebuild
+    from remint.maintenance.state import Imported, State
     from remint.promotion.monitoring import Monitoring
     from remint.promotion.outcome import Outcome
     from remint.promotion.queries import History, VersionEntry
@@ -190,13 +194,7 @@ def rebuild(answer: Rebuild) -> None:
 def audit(looked: Audit) -> None:
     """Print each finding in three lines, sorted by kind, and the numbers of findings and notes."""
     found = looked.findings
-    kinds = list(dict.fromkeys(finding.kind for finding in found))
-    for finding in sorted(found, key=lambda finding: kinds.index(finding.kind)):
-        state = " [green](repaired)[/green]" if finding.repaired else " [dim](note)[/dim]" if finding.note else ""
-        out.print(f"[bold]{finding.kind}[/bold]  {escape(finding.thing)}{state}\n  {escape(finding.what)}", soft_wrap=True)
-        out.print(
-            f"  [red]risk[/red]    {escape(finding.risk)}\n  [green]repair[/green]  {escape(finding.repair)}\n", soft_wrap=True
-        )
+    _findings(found)
     notes = [finding for finding in found if finding.note]
     left = [finding for finding in found if not finding.repaired and not finding.note]
     seen = f"{counted(looked.versions, 'version')} of {counted(looked.models, 'model')}, {looked.roots} read to the last byte"
@@ -209,6 +207,37 @@ def audit(looked: Audit) -> None:
     mended = f"{repaired} repaired, " if repaired else ""
     advice = f"; remint audit --repair mends {safe} of them" if safe else ""
     out.print(f"{mended}{len(left)} left ({seen}){advice}", soft_wrap=True)
+
+
+def _findings(found: Sequence[Finding]) -> None:
+    kinds = list(dict.fromkeys(finding.kind for finding in found))
+    for finding in sorted(found, key=lambda finding: kinds.index(finding.kind)):
+        state = " [green](repaired)[/green]" if finding.repaired else " [dim](note)[/dim]" if finding.note else ""
+        out.print(f"[bold]{finding.kind}[/bold]  {escape(finding.thing)}{state}\n  {escape(finding.what)}", soft_wrap=True)
+        out.print(
+            f"  [red]risk[/red]    {escape(finding.risk)}\n  [green]repair[/green]  {escape(finding.repair)}\n", soft_wrap=True
+        )
+
+
+def exported(state: State, folder: Path) -> None:
+    """Print the content of an exported state, and the next command."""
+    models = f"{counted(sum(state.models.values()), 'version')} of {counted(len(state.models), 'model')}"
+    files = f"{counted(state.files, 'file')} ({_size(state.bytes)})"
+    out.print(f"{folder}: {models}, {counted(state.rows, 'row')} of the ledger, {files}", soft_wrap=True, markup=False)
+    out.print(f"Next, with the addresses of the new stores in the environment: remint import-state {folder}", soft_wrap=True)
+
+
+def imported(done: Imported) -> None:
+    """Print the findings after an import, and what was written."""
+    _findings(done.findings)
+    models = f"{counted(sum(done.models.values()), 'version')} of {counted(len(done.models), 'model')}"
+    if done.ledger or done.mlflow or done.files:
+        out.print(f"wrote {counted(done.ledger, 'row')} of the ledger, {done.mlflow} of MLflow, {counted(done.files, 'file')}")
+    else:
+        out.print("all of it was there already")
+    faults = [finding for finding in done.findings if not finding.note]
+    verdict = f"{len(faults)} findings: see above, and remint audit" if faults else "nothing wrong"
+    out.print(f"{models}; ledger and stores: {verdict}", soft_wrap=True)
 
 
 def collected(answer: Collection) -> None:

@@ -103,6 +103,8 @@ leases = sa.Table(
     sa.Column("holder", sa.Text, nullable=False),  # Holder as JSON; "" if it is free
 )
 
+DATA = tuple(table for table in _metadata.sorted_tables if table is not _version)  # all tables with content
+
 
 def open_database(url: str, *, make: bool = True) -> Database:
     """Return the database at one address. Make or migrate its tables first if needed, once, under the database's lock.
