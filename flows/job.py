@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from opentelemetry import trace
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
@@ -37,6 +38,7 @@ def open_job(
         stack.enter_context(stopping.preemptible())
         record = stack.enter_context(jobs.live(home, pipeline=pipeline, flow_run=str(flow_run.id or "")))
         lease = stack.enter_context(_pipeline_lease(home, pipeline, record, gives_way))
+        trace.get_current_span().set_attributes({"remint.pipeline": pipeline, "remint.job": record.id})
         reconcile(home)
         stack.callback(git.remove, home.workspaces / record.id)
         job = check_out(home, record, lease, pipeline, overrides, reason, branch, _listener)

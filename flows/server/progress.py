@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable
@@ -16,6 +17,10 @@ from prefect.logging import get_run_logger
 from flows.server import log_filter
 
 log_filter.install()
+if any(os.environ.get(name) for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+    from flows.server import tracing  # imports OpenTelemetry's SDK
+
+    tracing.install()
 
 Listener = Callable[[str, str, dict[str, Any]], None]  # pipeline, event, fields
 

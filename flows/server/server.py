@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.server import client
+from flows.server import client, run_log
 from remint.errors import OrchestrationError, SettingsError
-from remint.runtime import processes
+from remint.runtime import json_log, processes
 from remint.runtime.addresses import DISTRUST, loopback_without_proxy, sqlite_address, without_user
 from remint.runtime.home import Home
 from remint.runtime.locks import locked
@@ -66,7 +66,10 @@ def environment(home: Home) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": os.environ.get("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": os.environ.get(
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if json_log.is_wanted() else "CRITICAL"
+        ),
+        **run_log.environment(),
         **loopback_without_proxy(),  # a proxy does not reach a server on this machine
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",

@@ -18,6 +18,7 @@ from flows.stack.outlook import Outlooks
 from remint.errors import RemintError
 from remint.promotion.console import Registry
 from remint.promotion.shadow import settings_of
+from remint.runtime import json_log
 from remint.runtime.addresses import LOOPBACK
 from remint.runtime.home import Home
 from remint.runtime.parent import die_with_parent
@@ -47,18 +48,14 @@ def main() -> None:
     """Serve until a signal arrives or the parent process ends."""
     die_with_parent()
     port = int(sys.argv[1])
-    print(f"The console starts at http://{LOOPBACK[0]}:{port}", flush=True)
+    json_log.say(f"The console starts at http://{LOOPBACK[0]}:{port}")
     try:
         home = Home.of(git.repository_of(Path.cwd()))
         params, token = LatestParams(home.repository), os.environ.get("REMINT_SERVE_TOKEN")
-        serving = Serving(home, tuple(params().pipelines), Limits(), EVERY, "cpu", token, _say, settings_of)
+        serving = Serving(home, tuple(params().pipelines), Limits(), EVERY, "cpu", token, json_log.say, settings_of)
         serve(serving, LOOPBACK[0], port, pages(home, params), wait=True)
     except RemintError as error:
         raise SystemExit(f"error: {error}") from None
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
-from flows.server import client, server, stopping
+from flows.server import client, run_log, server, stopping
 from flows.server.reconcile import sweep
 from flows.stack.deploy import deploy, describe, plan
 from flows.stack.deployments import POOL
 from remint.errors import SettingsError
-from remint.runtime import processes
+from remint.runtime import json_log, processes
 from remint.runtime.home import Home
 from remint.runtime.parent import PARENT, ancestor_pids, die_with_parent
 from remint.runtime.retry import wait_until
@@ -56,18 +56,18 @@ def main() -> None:
         params = load_params(repository)
         planned = plan(home, params, git.branch_of(repository))
         for change in planned:
-            print(describe(change), flush=True)
+            json_log.say(describe(change))
         try:
             deploy(home, params, planned)
         except SettingsError as error:  # the block of notify: is missing; all else is deployed by then
-            print(f"warning: {error}", flush=True)
+            json_log.say(f"warning: {error}")
     for line in sweep(home, own_server=own):
-        print(line, flush=True)
+        json_log.say(line)
     name = "local" if own else platform.node()
     prefect = ["worker", "start", "--pool", POOL, "--type", "process", "--name", name]
     with processes.interruptible():
         # In a separate session: signals to this process group reach the worker only through this process.
-        environment = {**os.environ, PARENT: ancestor_pids()}
+        environment = {**os.environ, **run_log.environment(), PARENT: ancestor_pids()}
         worker = subprocess.Popen([sys.executable, "-c", WORKER, *prefect], env=environment, start_new_session=True)
         while worker.poll() is None and not processes.stopping.wait(0.2):
             pass

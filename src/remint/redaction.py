@@ -1,8 +1,8 @@
 """Redaction of secrets in messages and logs, a vendor's text included.
 
-A secret is the value of an environment variable with a matching name (AWS_SECRET_ACCESS_KEY, PREFECT_API_AUTH_STRING), the
-password of an address in any variable (REMINT_LEDGER=postgresql://ada:PASSWORD@host/db), and in a text the user and password
-of an address, a token in a query, or the authorization in a header.
+A secret is the value of an environment variable with a matching name (AWS_SECRET_ACCESS_KEY, PREFECT_API_AUTH_STRING), a header
+in OTEL_EXPORTER_OTLP_HEADERS, the password of an address in any variable (REMINT_LEDGER=postgresql://ada:PASSWORD@host/db), and
+in a text the user and password of an address, a token in a query, or the authorization in a header.
 
 All errors of remint pass through it (remint.errors), Prefect's logs (flows/server/log_filter.py), the logs of children
 (remint.runtime.processes), and the traceback of an unexpected error (remint.cli).
@@ -72,6 +72,8 @@ def _secrets_in(name: str, value: str) -> Iterator[str]:
         if separator and name.endswith("AUTH_STRING"):
             plain.append(password)
             yield base64.b64encode(value.encode()).decode()  # as in a header
+    if name.endswith("_HEADERS"):  # of OpenTelemetry: authorization=Bearer%20TOKEN,other=..
+        plain += [unquote(each.partition("=")[2]).rpartition(" ")[2] for each in value.split(",")]
     whole = WHOLE_ADDRESS.fullmatch(value)
     plain += [whole[1].partition(":")[2]] if whole else [login.partition(":")[2] for _, login in ADDRESS.findall(value)]
     plain += [setting for _, _, setting in SETTING.findall(value)]

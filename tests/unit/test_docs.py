@@ -34,7 +34,7 @@ NOT_MODULES = {
     "remint.metrics",
     "pipelines.customers",
 }
-NOT_MODULES |= {"remint.ledger_hash", "remint.ledger_row", "remint.ledger_head"}
+NOT_MODULES |= {"remint.ledger_hash", "remint.ledger_row", "remint.ledger_head", "remint.pipeline", "remint.job"}
 
 
 def matches_in_pages(pattern: str) -> list[tuple[str, str]]:

@@ -51,6 +51,11 @@ def test_text_without_secrets_is_unchanged(said: str) -> None:
     assert redacted(said) == said
 
 
+def test_headers_for_a_collector_of_traces_are_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20a-token-of-theirs,x-api-key=another-one-of-them")
+    assert redacted("it said a-token-of-theirs, then another-one-of-them") == "it said ***, then ***"
+
+
 def test_secrets_of_the_environment_are_redacted_in_each_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "ada:open sesame")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from remint.cli import completion, terminal
 from remint.errors import RemintError
 from remint.redaction import redacted
+from remint.runtime import json_log
 from remint.runtime.addresses import loopback_without_proxy
 from remint.runtime.home import Home
 from remint.settings.params import Params, load_params
@@ -46,7 +46,7 @@ def main() -> None:
     try:
         app()
     except RemintError as error:
-        terminal.err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        terminal.error(str(error))
         raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt:
         terminal.err.print("interrupted", soft_wrap=True)
@@ -73,6 +73,7 @@ def _about(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Retrains generative models on schedule and promotes only what is shown to be better."""
+    json_log.check()
 
 
 def here() -> tuple[Home, Params]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, cast
 
 import typer
-from rich.markup import escape
 
 from remint.cli import completion, screens, terminal
 from remint.cli.app import AsJson, app, here, print_json
@@ -51,7 +50,7 @@ def run(
     elif outcomes:
         screens.outcomes(home, outcomes)
     for name, error in errors:
-        terminal.err.print(f"[red]error:[/red] {name}: {escape(str(error))}", soft_wrap=True)
+        terminal.error(f"{name}: {error}")
     if errors:
         raise SystemExit(min(error.exit_status for _, error in errors))
 

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from remint.runtime import json_log
+
 if TYPE_CHECKING:
     from remint.promotion.outcome import Outcome
 
@@ -41,7 +43,17 @@ DOING = {
 
 
 def say(message: str) -> None:
-    err.print(f"[dim]{escape(message)}[/dim]")
+    if json_log.is_wanted():
+        json_log.say(message, sys.stderr)
+    else:
+        err.print(f"[dim]{escape(message)}[/dim]")
+
+
+def error(message: str) -> None:
+    if json_log.is_wanted():
+        print(json_log.line(message, "ERROR"), file=sys.stderr)
+    else:
+        err.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
 
 
 class Display:
@@ -54,7 +66,7 @@ class Display:
             TextColumn("{task.fields[text]}"),
             TimeElapsedColumn(),
         )
-        self.bars = Progress(*columns, console=err, transient=True) if err.is_terminal else None
+        self.bars = Progress(*columns, console=err, transient=True) if err.is_terminal and not json_log.is_wanted() else None
         self.lines: dict[str, TaskID] = {}
         self.last: dict[str, float] = {}
         self.lock = threading.Lock()
@@ -72,8 +84,8 @@ class Display:
         """Show one event (a listener of flows/server/progress.py)."""
         with self.lock:
             text = self._text(event, fields)
-            if text is None:
-                return
+            if text is None or (json_log.is_wanted() and event != "progress"):
+                return  # Prefect's log has the events of a run
             if event == "notice":
                 say(f"{pipeline}: {text}")  # above the bars, where it stays
             elif self.bars:

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from remint.maintenance.metrics.catalogue import gauge
 from remint.redaction import redacted
+from remint.runtime import json_log
 
 EVERY = 30.0  # seconds between two reads of a part
 STALE = 120.0  # seconds after which a part that was not read counts as away
@@ -61,7 +62,7 @@ class Part:
                 self._snapshot = None
                 line = redacted(f"metrics of {self.name}: {type(error).__name__}: {error}".splitlines()[0])
                 if line != told:
-                    print(line, file=sys.stderr, flush=True)
+                    json_log.say(line, sys.stderr)
                 told = line
             self.looked.set()
             time.sleep(self.every)

@@ -11,6 +11,7 @@ from typing import Any
 from prometheus_client.registry import Collector
 
 from remint.errors import SettingsError
+from remint.runtime import json_log
 from remint.runtime.addresses import IPV6, LOOPBACK
 from remint.runtime.home import Home
 from remint.serving.app import access
@@ -114,4 +115,6 @@ def listen(app: Any, host: str, port: int, token: str | None) -> None:
 
     if host in LOOPBACK and token is None:
         app = TrustedHostMiddleware(app, allowed_hosts=[*LOOPBACK, IPV6], www_redirect=False)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)
+    config = json_log.of_uvicorn() or uvicorn.config.LOGGING_CONFIG
+    options: dict[str, Any] = {"log_level": "warning", "log_config": config, "access_log": False}
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=DRAIN_SECONDS, **options)
