@@ -62,6 +62,7 @@ bench: setup ## the README's claims, measured
 	$(BIN)/python -m benchmarks.scaling launchers
 	$(BIN)/python benchmarks/frechet.py
 	$(BIN)/python -m benchmarks.digits
+	$(BIN)/python -m benchmarks.matching
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python -m benchmarks.imputation
 	$(BIN)/python -m benchmarks.modes

@@ -21,7 +21,7 @@ from benchmarks.pipelines import ROOT, line, measured, prepared, write
 from remint.evaluation import plots
 
 MOST_SECONDS = 1800.0
-FAMILIES = ("vae", "gan", "flow")
+FAMILIES = ("vae", "gan", "flow", "matching")
 
 
 def main(*families: str) -> int:

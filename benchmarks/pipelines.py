@@ -39,11 +39,15 @@ class Result:
         return {**found.metrics, **found.context}[metric].value
 
 
-def prepared(name: str, folder: Path) -> tuple[Dataset, Path]:
-    """Prepare dataset ``name`` of params.yaml below ``folder``, as the steps do. Return it and the folder of its features."""
+def prepared(name: str, folder: Path, **split: Any) -> tuple[Dataset, Path]:
+    """Prepare dataset ``name`` of params.yaml below ``folder``, as the steps do. Return it and the folder of its features.
+
+    ``split`` changes this block.
+    """
     os.environ["REMINT_EVENTS"] = os.devnull  # these scripts print tables, not progress
     os.environ.setdefault("REMINT_HOME", str(folder / "home"))
     settings = load_params(ROOT).dataset(name)
+    settings = settings.model_copy(update={"split": settings.split.model_copy(update=split)})
     sources.snapshot(name, settings, ROOT, folder / "raw")
     splits.prepare(name, settings, folder / "raw", folder / "prepared")
     dataset = arrays.load(folder / "prepared")

@@ -146,7 +146,7 @@ def main() -> int:
     strips: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         for data, pipelines in PIPELINES.items():
-            dataset, _ = prepared(data, Path(name) / data)
+            dataset, _ = prepared(data, Path(name) / data, calibration=0.05)
             real_NX = np.array(dataset.held_out.x_NX)
             for pipeline in pipelines:
                 served = trained(pipeline, dataset, Path(name))

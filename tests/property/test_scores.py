@@ -13,6 +13,7 @@ from tests.support.models_cases import CASES, Case
 
 EXPECTED = {
     "flow": {"likelihood", "relative", "typicality", "latent", "neighbours", "samples", "combined"},
+    "flow_matching": {"likelihood", "relative", "typicality", "latent", "neighbours", "samples", "combined"},
     "vae": {"likelihood", "relative", "typicality", "reconstruction", "latent", "neighbours", "samples", "combined"},
     "vaegan": {"likelihood", "relative", "typicality", "reconstruction", "latent", "neighbours", "samples", "combined"},
     "pixelcnn": {"likelihood", "relative", "typicality", "neighbours", "samples", "combined"},

@@ -11,7 +11,15 @@ from examples.pixelcnn import family as pixelcnn
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.models.families import family
 from remint.records import Column, DataSpec
-from remint.settings.recipe import FlowSettings, GanSettings, ModelSettings, VaeGanCriticSettings, VaeGanSettings, VaeSettings
+from remint.settings.recipe import (
+    FlowMatchingSettings,
+    FlowSettings,
+    GanSettings,
+    ModelSettings,
+    VaeGanCriticSettings,
+    VaeGanSettings,
+    VaeSettings,
+)
 
 PAIR = DataSpec(shape=(1, 1, 2), levels=3)  # nine possible examples: tests sum over all of them
 LABELLED_PAIR = PAIR.model_copy(update={"classes": 3})
@@ -83,6 +91,16 @@ CASES = {
     "flow-affine-table": Case(
         "flow", FlowSettings(coupling="affine", couplings=2, hidden=8, tails="linear", dropout=0.0), NUMBERS
     ),
+    "flow_matching": Case("flow_matching", FlowMatchingSettings(hidden=8, layers=1, density_steps=3, probes=2)),
+    "flow_matching-unet": Case(
+        "flow_matching",
+        FlowMatchingSettings(network="convolutional", width=4, density_steps=2, conditional=True, guidance=1.5),
+        SQUARE,
+    ),
+    "flow_matching-table": Case(
+        "flow_matching", FlowMatchingSettings(hidden=8, layers=2, density_steps=3, conditional=True), COMPLETE
+    ),
+    "flow_matching-whole": Case("flow_matching", FlowMatchingSettings(hidden=8, layers=1, density_steps=3), WHOLE),
     "vae": Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, mixtures=2, pixels="draw")),
     "vae-categorical": Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, likelihood="categorical", pixels="draw")),
     "vae-residual": Case(

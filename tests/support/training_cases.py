@@ -42,9 +42,10 @@ from remint.training import train
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
 
-FAMILIES = ("flow", "gan", "pixelcnn", "vae", "vaegan")  # one case of each, for every test
+FAMILIES = ("flow", "flow_matching", "gan", "pixelcnn", "vae", "vaegan")  # one case of each, for every test
 MODELS: dict[str, dict[str, Any]] = {
     "flow": {"couplings": 2, "hidden": 16, "bins": 4, "dropout": 0.1},
+    "flow_matching": {"hidden": 16, "layers": 1, "dropout": 0.1, "density_steps": 2},
     "gan": {"latent": 4, "hidden": 16, "layers": 2, "penalty_every": 4, "augment": 0.1, "augment_examples": 100},
     "gan-wgan_gp": {"latent": 4, "hidden": 16, "layers": 2, "loss": "wgan_gp", "penalty": 1.0, "conditional": True},
     "pixelcnn": {"hidden": 4, "layers": 2, "dropout": 0.1},

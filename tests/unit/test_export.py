@@ -100,8 +100,10 @@ def test_every_method_of_every_family_is_exported_or_named(name: str, method: st
         assert list(tmp_path.iterdir()) == []
         if METHODS[method] not in CASES[name].settings.can:
             assert "this model's family has none" in str(error)
-        elif CASES[name].family == "gan" and method == "encode":
-            assert "encodes by an optimisation" in str(error)
+        elif CASES[name].family in ("gan", "flow_matching") and method == "encode":
+            assert "encodes by a search" in str(error)
+        elif CASES[name].family == "flow_matching" and method == "log_prob":
+            assert "differentiates its network for a density" in str(error)
         else:
             raise
 
@@ -123,7 +125,8 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
         tmp_path / "m.pt2",
         "elbo",
     )
-    refused("encodes by an optimisation, which is no graph", UserError, "gan", tmp_path / "m.pt2", "encode")
+    refused("encodes by a search, which is no graph", UserError, "gan", tmp_path / "m.pt2", "encode")
+    refused("differentiates its network for a density", UserError, "flow_matching", tmp_path / "m.pt2", "log_prob")
 
 
 @pytest.mark.slow

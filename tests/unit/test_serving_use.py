@@ -191,7 +191,7 @@ def test_a_family_without_latents_names_those_that_have_them(name: str) -> None:
 
 
 def test_a_family_without_density_names_those_that_have_one() -> None:
-    with pytest.raises(UserError, match="its family has no density: use a vae, vaegan or flow"):
+    with pytest.raises(UserError, match="its family has no density: use a vae, vaegan, flow or flow_matching"):
         served(CASES["gan"]).log_prob(data_of(CASES["gan"]))
 
 

@@ -190,8 +190,9 @@ def _places(x_N: Array) -> Array:
 
 
 def _conditioning(model: object) -> dict[str, str]:
-    """Return the fingerprint entry of a conditional model's likelihood."""
-    return {"given": "class"} if getattr(model, "conditional", False) else {}
+    """Return the fingerprint entries of a conditional model's likelihood, and of one that is computed numerically."""
+    given = {"given": "class"} if getattr(model, "conditional", False) else {}
+    return given | dict(getattr(model, "estimator", {}))
 
 
 def _measurement(metric: str, log_p_N: Tensor, context: EvaluationContext, repeats: int = 0, **how: Any) -> Measurement:

@@ -16,6 +16,7 @@ caller draws. A sample, a score and a loss are therefore pure functions of their
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -106,7 +107,8 @@ class Model(nn.Module):
     """The served network. The methods of the protocols are called in eval mode and without gradients."""
 
     conditional: bool = False  # whether sample, density and bound are given the class
-    encodes_by_search: bool = False  # whether ``encode`` of a HasLatent is an optimisation, hundreds of times as slow as a pass
+    estimator: Mapping[str, str] = {}  # how ``log_prob`` is computed where it is no closed form; part of a metric's fingerprint
+    encodes_by_search: bool = False  # whether ``encode`` of a HasLatent takes hundreds of passes
 
     def classes(self, noise_BN: Tensor) -> Tensor | None:
         """Return the classes that ``sample`` draws with this noise, int64 (B,); None if it draws none. By default None."""

@@ -13,6 +13,7 @@ Shapes: B batch, C channels, H height, W width, F features.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Literal, TypeVar
@@ -212,6 +213,51 @@ class SameSizeNetwork(nn.Module):
 
     def forward(self, x_BCHW: Tensor, extra_BF: Tensor | None = None) -> Tensor:
         y_BCHW: Tensor = self.last(self.blocks(self.stem(x_BCHW, extra_BF)))
+        return y_BCHW
+
+
+class UNetwork(nn.Module):
+    """Network from map to map of the same shape, which sees it at all sizes of ``stages``; the output is 0 at initialisation.
+
+    On the way up each map is added to the one of its size on the way down (Ronneberger et al., U-Net, 2015).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: Size,
+        width: int,  # channels of the finest map
+        blocks: int,  # of each stage, on each way
+        *,
+        extra_features: int = 0,  # F: features that come with the map
+        activation: Activation = "leaky_relu",
+        dropout: float = 0.0,
+    ) -> None:
+        """Build the network. Raises SettingsError as ``stages`` does."""
+        super().__init__()
+        sizes = stages(size)
+        stage_channels = widths(width, len(sizes))
+        branches = blocks * (2 * len(sizes) - 1)
+
+        def stage(own: int) -> nn.Sequential:
+            return nn.Sequential(*(Block(own, 1, branches, activation, dropout) for _ in range(blocks)))
+
+        self.stem = Stem(channels, stage_channels[0], extra_features)
+        self.down = nn.ModuleList(stage(own) for own in stage_channels)
+        self.narrower = nn.ModuleList(_match_channels(*pair) for pair in itertools.pairwise(stage_channels))
+        self.wider = nn.ModuleList(_match_channels(*pair) for pair in itertools.pairwise(stage_channels[::-1]))
+        self.up = nn.ModuleList(stage(own) for own in stage_channels[-2::-1])
+        self.last = initialised(nn.Conv2d(stage_channels[0], channels, 1), 0.0)
+
+    def forward(self, x_BCHW: Tensor, extra_BF: Tensor | None = None) -> Tensor:
+        h_BCHW = self.down[0](self.stem(x_BCHW, extra_BF))
+        finer = []
+        for change, stage in zip(self.narrower, self.down[1:], strict=True):
+            finer.append(h_BCHW)
+            h_BCHW = stage(change(downsample(h_BCHW)))
+        for change, stage, beside_BCHW in zip(self.wider, self.up, reversed(finer), strict=True):
+            h_BCHW = stage(upsample(change(h_BCHW)) + beside_BCHW)
+        y_BCHW: Tensor = self.last(h_BCHW)
         return y_BCHW
 
 

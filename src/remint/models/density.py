@@ -1,6 +1,7 @@
 """log p(x) of a model with a density or a bound, of examples with or without a known class.
 
-    exact density     log mean over k of p(x + u_k), u_k the place of x within its levels: a lower bound of log P(x) in the mean
+    exact density     log mean over k of p(x + u_k), u_k the place of x within its levels: a lower bound of log P(x) in the mean.
+                      Where the trace of a continuous flow is estimated, half the variance of that may be added: an estimate
     evidence bound    IWAE-K: log mean over k of p(x, z_k) / q(z_k | x), a lower bound in the mean (Burda et al., 2016)
 
 A conditional model without the class gives log sum over y of p(y) p(x | y), with the class shares of the training split.
@@ -33,7 +34,8 @@ def describe(model: Any, draws: int | None = None) -> str:
     """Return what ``log_prob`` returns, in words."""
     count, size = noise_shape(model, draws)
     if isinstance(model, HasLogProb):
-        return f"a lower bound by {count} draws of dequantisation noise" if size else "the exact log density"
+        kind = "an estimate" if model.estimator.get("trace", "exact") != "exact" else "a lower bound"
+        return f"{kind} by {count} draws of dequantisation noise" if size else "the exact log density"
     return f"a lower bound, IWAE-{count}"
 
 

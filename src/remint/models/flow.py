@@ -12,7 +12,7 @@ N examples or noise numbers, K classes.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,21 +33,61 @@ from remint.settings.recipe import FlowSettings
 INITIAL_NUMBERS, INITIAL_EXAMPLES = 2**20, 1024
 
 
-class Flow(Model):
-    """Normalizing flow: CanSample, HasLogProb, HasLatent and CanImpute (models/contract.py)."""
+class Invertible(Model):
+    """Model with an invertible map from dequantised examples to a standard normal base: CanSample, HasLogProb and HasLatent.
 
-    def __init__(self, settings: FlowSettings, spec: DataSpec) -> None:
+    Arguments: ``tails`` of a table's numbers, as in the settings; ``probes``: further noise numbers of a density.
+    """
+
+    def __init__(self, conditional: bool, tails: Literal["asinh", "linear"], spec: DataSpec, probes: int = 0) -> None:
         super().__init__()
         self.spec = spec
-        self.conditional = settings.conditional
-        self.labels = Labels(settings.conditional, spec)
+        self.conditional = conditional
+        self.labels = Labels(conditional, spec)
         self.entrance: Dequantiser = (
-            RowDequantiser(spec.columns, settings.tails) if spec.is_table else QuantileDequantiser([spec.levels] * spec.dims)
+            RowDequantiser(spec.columns, tails) if spec.is_table else QuantileDequantiser([spec.levels] * spec.dims)
         )
-        self.bijections = bijections(settings, spec, self.labels.width)
         self.latent_size = spec.dims
         self.sample_noise = spec.dims + self.labels.noise_size
-        self.density_noise = self.entrance.noise_size
+        self.density_noise = self.entrance.noise_size + probes
+
+    def to_base(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map an example, dequantised, to a point of the base space, shape (B, D), with log |det|, shape (B,)."""
+        raise NotImplementedError
+
+    def from_base(self, base_BD: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Map back to v, double precision, shape (B, D); 0 <= v <= levels if x is discrete."""
+        raise NotImplementedError
+
+    def log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        base_BD, log_det_B = self.to_base(x_BX, noise_BN, y_B)
+        return normal_log_density(base_BD).sum(1) + log_det_B
+
+    def encode(self, x_BX: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Return the base points of examples, each value in the middle of its level, shape (B, D)."""
+        middle_BN = torch.zeros(x_BX.shape[0], self.density_noise, device=x_BX.device, dtype=next(self.parameters()).dtype)
+        return self.to_base(x_BX, middle_BN, y_B)[0]
+
+    def decode(self, z_BZ: Tensor, y_B: Tensor | None = None) -> Tensor:
+        return self.entrance.to_example(self.from_base(z_BZ, y_B)).view(-1, *self.spec.shape)
+
+    def classes(self, noise_BN: Tensor) -> Tensor | None:
+        return self.labels.split_noise(noise_BN, None)[1]
+
+    def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        base_BD, y_B = self.labels.split_noise(noise_BN, y_B)
+        return self.decode(base_BD, y_B)
+
+    def _classes(self, y_B: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        return self.labels.one_hot(y_B, dtype) if self.conditional else None
+
+
+class Flow(Invertible):
+    """Normalizing flow: also CanImpute (models/contract.py)."""
+
+    def __init__(self, settings: FlowSettings, spec: DataSpec) -> None:
+        super().__init__(settings.conditional, settings.tails, spec)
+        self.bijections = bijections(settings, spec, self.labels.width)
         self.impute_noise = posterior.noise_size(spec.dims, self.labels)
 
     @torch.no_grad()
@@ -65,27 +105,13 @@ class Flow(Model):
         self.train(was_training)
 
     def to_base(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map an example, dequantised, to a point of the base space, shape (B, D), with log |det|, shape (B,)."""
         z_BD, entrance_log_det_B = self.entrance(x_BX.flatten(1), noise_BN)
         base_BD, bijection_log_det_B = self.bijections(z_BD, self._classes(y_B, z_BD.dtype))
         return base_BD, entrance_log_det_B + bijection_log_det_B
 
     def from_base(self, base_BD: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """Map back to v, double precision, shape (B, D); 0 <= v <= levels if x is discrete."""
         z_BD, _ = self.bijections(base_BD, self._classes(y_B, base_BD.dtype), inverse=True)
         return self.entrance.inverse(z_BD)
-
-    def log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        base_BD, log_det_B = self.to_base(x_BX, noise_BN, y_B)
-        return normal_log_density(base_BD).sum(1) + log_det_B
-
-    def encode(self, x_BX: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """Return the base points of examples, each value in the middle of its level, shape (B, D)."""
-        middle_BN = torch.zeros(x_BX.shape[0], self.density_noise, device=x_BX.device, dtype=next(self.parameters()).dtype)
-        return self.to_base(x_BX, middle_BN, y_B)[0]
-
-    def decode(self, z_BZ: Tensor, y_B: Tensor | None = None) -> Tensor:
-        return self.entrance.to_example(self.from_base(z_BZ, y_B)).view(-1, *self.spec.shape)
 
     def impute(self, x_BX: Tensor, observed_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Draw the entrance's z of the missing values, and the places of the observed ones within their levels.
@@ -110,16 +136,6 @@ class Flow(Model):
         state_BD, _ = posterior.draw(log_ratio, noise_BN, self.spec.dims, self.labels, y_B)
         drawn_BX = self.entrance.to_example(self.entrance.inverse(to_z(state_BD)[0])).view(-1, *self.spec.shape)
         return torch.where(observed_BX, x_BX, drawn_BX)
-
-    def classes(self, noise_BN: Tensor) -> Tensor | None:
-        return self.labels.split_noise(noise_BN, None)[1]
-
-    def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        base_BD, y_B = self.labels.split_noise(noise_BN, y_B)
-        return self.decode(base_BD, y_B)
-
-    def _classes(self, y_B: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        return self.labels.one_hot(y_B, dtype) if self.conditional else None
 
 
 def bijections(settings: FlowSettings, spec: DataSpec, classes: int) -> Bijection:

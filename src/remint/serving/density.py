@@ -69,7 +69,7 @@ def of_examples(
     """Return ``log_prob`` of examples in the model's form."""
     model = served.model
     if not isinstance(model, HasLogProb | HasElbo):
-        raise UserError(f"{served.ref}: its family has no density: use a vae, vaegan or flow")
+        raise UserError(f"{served.ref}: its family has no density: use a vae, vaegan, flow or flow_matching")
     if draws is not None and not (isinstance(draws, int | np.integer) and 1 <= draws <= MOST_DRAWS):
         raise SettingsError(f"draws {draws!r}: expected a whole number from 1 to {MOST_DRAWS:,}")
     count, size = density.noise_shape(model, draws)

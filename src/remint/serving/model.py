@@ -213,7 +213,7 @@ class ServedModel:
 
     def _with_latent(self) -> Any:
         if not isinstance(self.model, HasLatent):
-            raise UserError(f"{self.ref}: its family has no latents: use a vae, vaegan, gan or flow")
+            raise UserError(f"{self.ref}: its family has no latents: use a vae, vaegan, gan, flow or flow_matching")
         return self.model
 
     def class_number(self, of_class: str | int) -> int:

@@ -134,6 +134,24 @@ class FlowSettings(ModelSettings):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
 
+class FlowMatchingSettings(ModelSettings):
+    """Continuous normalizing flow, trained by regression of its velocity (flow matching)."""
+
+    can: ClassVar[frozenset[str]] = frozenset({"sample", "log_prob", "latent"})
+
+    network: Literal["mlp", "convolutional"] = "mlp"  # convolutional: U-shaped, of images
+    hidden: Positive = 256  # units of each layer of an mlp
+    layers: Positive = 3  # residual blocks of an mlp
+    width: Positive = 32  # channels of the finest map of a convolutional network; doubled at each halving, at most four times
+    blocks: Positive = 1  # of a convolutional network, at each size of its maps, on each way
+    tails: Literal["asinh", "linear"] = "asinh"  # tables: asinh moves outliers closer; linear keeps numbers as they are
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    sample_steps: Positive = 5  # midpoint steps of a sample: two evaluations of the network each
+    density_steps: Positive = 10  # Runge-Kutta steps of a likelihood: four evaluations of the network and of the trace each
+    probes: Count | None = None  # random directions that estimate the trace; 0: exact; None: 0 up to 32 dimensions, else 8
+    guidance: Annotated[float, Field(ge=0.0)] = 1.0  # of samples of a class: above 1 they are more typical and vary less
+
+
 Likelihood = Literal["bernoulli", "categorical", "discretised_logistic", "sigma_gaussian", "gaussian_mixture"]
 Pixels = Literal["mode", "mean", "draw"]
 
@@ -225,6 +243,7 @@ class VaeGanSettings(VaeSettings):
 
 MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
     "flow": FlowSettings,
+    "flow_matching": FlowMatchingSettings,
     "vae": VaeSettings,
     "gan": GanSettings,
     "vaegan": VaeGanSettings,

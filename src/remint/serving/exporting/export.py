@@ -100,8 +100,11 @@ def _check_method(model: Model, method: str) -> None:
         having = [name for name, kind in MODEL_SETTINGS.items() if METHODS[method] in kind.can]
         raise UserError(f"--method {method}: this model's family has none: use a model of the family {' or '.join(having)}")
     if method == "encode" and model.encodes_by_search:
+        raise UserError("--method encode: this model's family encodes by a search, which is no graph: export another method")
+    if method == "log_prob" and model.estimator:
         raise UserError(
-            "--method encode: this model's family encodes by an optimisation, which is no graph: export another method"
+            "--method log_prob: this model's family differentiates its network for a density, which is no graph: "
+            "export another method"
         )
 
 
