@@ -34,7 +34,8 @@ def describe(model: Any, draws: int | None = None) -> str:
     """Return what ``log_prob`` returns, in words."""
     count, size = noise_shape(model, draws)
     if isinstance(model, HasLogProb):
-        kind = "an estimate" if model.estimator.get("trace", "exact") != "exact" else "a lower bound"
+        estimated = getattr(model, "estimator", {}).get("trace", "exact") != "exact"
+        kind = "an estimate" if estimated else "a lower bound"
         return f"{kind} by {count} draws of dequantisation noise" if size else "the exact log density"
     return f"a lower bound, IWAE-{count}"
 
