@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from flows.server import client, server
 from flows.server.client import Server
+from flows.stack import production
 from remint.maintenance import doctor
 from remint.maintenance.doctor import Symptom
 from remint.runtime.addresses import is_loopback, without_user
@@ -20,12 +21,13 @@ from remint.settings.params import Params
 POOL = "work_pools/remint/workers/filter"  # the pool of flows/stack/deploy.py, which takes seconds to import
 
 
-def run_doctor(home: Home, params: Params | None) -> list[Symptom]:
-    """Run all checks of this machine and its servers."""
-    found = list(doctor.examine(home, params))
-    for served in _servers(home):
+def run_doctor(home: Home, params: Params | None, *, real: bool = False) -> list[Symptom]:
+    """Run all checks of this machine and its servers. ``real``: also try every part, by probes that are deleted again."""
+    found, servers = list(doctor.examine(home, params)), _servers(home)
+    for served in servers:
         found += _open(served)
-    return [*found, *_prefect(home, params)]
+    found += _prefect(home, params)
+    return [*found, *production.examine(home, params, servers)] if real else found
 
 
 def _servers(home: Home) -> list[Server]:

@@ -23,8 +23,10 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
 from torch import Tensor
 
+from flows.stack.console import pages
 from remint.errors import IntegrityError, LedgerError, NotFoundError, SettingsError
 from remint.maintenance.audit.ledger import serving
 from remint.promotion.shadow import settings_of
@@ -38,6 +40,7 @@ from remint.serving.app.limits import TOGETHER, Limits, QueueFull
 from remint.serving.app.slot import Slot, Version
 from remint.serving.load import load_version
 from remint.serving.model import ServedModel
+from remint.settings.params import load_params
 from remint.stores.ledger.database import Database
 from remint.stores.ledger.serving_events import ServingEvents
 from remint.stores.mlflow import ModelVersion
@@ -46,6 +49,7 @@ from tests.support import promotion_cases as cases
 from tests.support.calibrated_cases import calibrated_model
 from tests.support.models_cases import CASES, examples
 from tests.support.promotion_cases import MODEL
+from tests.support.team import SOURCE
 
 pytestmark = pytest.mark.usefixtures("forked")
 URL = f"/v1/models/{MODEL}"
@@ -119,6 +123,24 @@ def test_each_method_answers_as_the_model_alone(home: Home, server: Running) -> 
     page = server.http.get("/metrics").text
     assert f'remint_requests_total{{method="encode",model="{MODEL}",status="200"}} 1.0' in page
     assert f'remint_version{{model="{MODEL}"}} 1.0' in page
+
+
+def test_the_metrics_of_the_installation_are_beside_those_of_the_server(home: Home) -> None:
+    """As `remint serve` and the console of `remint up` put them together."""
+    shown = pages(home, lambda: load_params(SOURCE))
+    app = run.build(run.Serving(home, (MODEL,), LIMITS, 3600.0, "cpu", None, lambda _: None, settings_of), shown)
+    with TestClient(app) as http:
+        page = http.get("/metrics").text
+    names = [family.name for family in text_string_to_metric_families(page)]
+    assert len(names) == len(set(names)), "no metric is there twice"
+    for line in (
+        f'remint_version{{model="{MODEL}"}} 1.0',
+        f'remint_champion_version{{pipeline="{MODEL}"}} 1.0',
+        f'remint_decisions_total{{pipeline="{MODEL}",verdict="promoted"}} 1.0',
+        'remint_up{part="ledger"} 1.0',
+    ):
+        assert line in page.splitlines()
+    assert 'part="prefect"' not in page, "no server of Prefect is known here"
 
 
 def test_the_page_of_the_openapi_document_loads_nothing_from_another_host(server: Running) -> None:

@@ -112,22 +112,28 @@ def init() -> None:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    production: Annotated[
+        bool, typer.Option("--production", help="Try every part for real: probes are written, read back and deleted.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Report missing parts of this machine and how to get them, and open servers. Exit status 1 if there are any.
 
-    Checks Python, git, packages, torch, disk, DVC's remote, S3, MLflow, the ledger and Prefect, and changes nothing.
+    Checks Python, git, packages, torch, disk, DVC's remote, S3, MLflow, the ledger and Prefect, and changes nothing. With
+    --production also writing, versions of servers, clocks, migrations, devices with NCCL, and the alert rules.
 
-    Example: remint doctor
+    Example: remint doctor --production
     """
     home = Home.of(git.repository_of(Path.cwd()))
     from flows.stack import doctor as checks
     from remint.maintenance.doctor import Symptom, facts
 
     try:
-        found = checks.run_doctor(home, load_params(home.repository))
+        found = checks.run_doctor(home, load_params(home.repository), real=production)
     except SettingsError as error:
         params = Symptom(about="params", level="missing", what=f"{error}", why="No pipeline runs.", do="Correct params.yaml.")
-        found = [params, *checks.run_doctor(home, None)]
+        found = [params, *checks.run_doctor(home, None, real=production)]
     if as_json:
         print_json([each.to_json() for each in found])
     else:

@@ -1,5 +1,7 @@
 """Checks of this machine for ``remint doctor``: missing parts, and their remedies. Nothing is made, moved or sent.
 
+production.py has the checks of ``--production``, which try every part for real.
+
 Each vendor is checked in its own package: MLflow in stores/mlflow, DVC's remote in stores/dvc, S3 in stores/s3, Prefect in
 flows/stack/doctor.py, which runs all checks.
 """
@@ -36,7 +38,7 @@ NVIDIA = Path("/proc/driver/nvidia/gpus")
 class Symptom(Record):
     """Something that is missing, or that should not be there."""
 
-    about: str  # python, git, packages, torch, cluster, disk, home, dvc, s3, mlflow, ledger, prefect, worker, server
+    about: str  # python, git, packages, torch, cluster, disk, home, dvc, s3, mlflow, ledger, prefect, worker, server, alerts
     level: Literal["missing", "warning", "note"]  # a note does not cause exit status 1
     what: str  # a sentence
     why: str  # a sentence: the consequence

@@ -118,11 +118,11 @@ def open_database(url: str, *, make: bool = True) -> Database:
 
     def look() -> int | None:
         with database.read() as connection:
-            return _found(connection)
+            return found_version(connection)
 
     def migrate() -> int | None:
         with database.write("schema") as connection:  # an older remint makes its tables under the same lock
-            found = _found(connection)
+            found = found_version(connection)
             if found not in (None, *range(1, VERSION)):
                 return found
             if found == 1:
@@ -160,7 +160,7 @@ def reach(url: str) -> None:
 
     def look() -> int | None:
         with database.read() as connection:
-            return _found(connection)
+            return found_version(connection)
 
     found = database.run(look)
     if found not in (None, *range(1, VERSION + 1)):
@@ -170,7 +170,7 @@ def reach(url: str) -> None:
         )
 
 
-def _found(connection: sa.Connection) -> int | None:
+def found_version(connection: sa.Connection) -> int | None:
     """Return the schema version of the tables; None if the ledger has no tables yet."""
     if not sa.inspect(connection).has_table(_version.name):
         return None

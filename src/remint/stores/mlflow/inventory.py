@@ -99,20 +99,20 @@ def files(store: Tracking, held: StoredVersion) -> dict[str, int]:
         place = local_path(held.source)
         if place is not None and place.exists():
             package.check_regular_files(place)
-        listed = _repository(store, held.source).list_artifacts(package.DATA)
+        listed = artifact_repository(store, held.source).list_artifacts(package.DATA)
         return {Path(each.path).name: each.file_size or 0 for each in listed or [] if not each.is_dir}
 
 
 def keeps_model(store: Tracking, run: Run) -> bool:
     """Return whether a run keeps the files of a model."""
     with door(f"list the files of run {run.id}"):
-        return any(each.path == package.FOLDER for each in _repository(store, run.place).list_artifacts() or [])
+        return any(each.path == package.FOLDER for each in artifact_repository(store, run.place).list_artifacts() or [])
 
 
 def has_files(store: Tracking, place: str) -> bool:
     """Return whether there is any file below this address (`mlflow gc` leaves empty folders behind)."""
     with door(f"list {place}"):
-        repository, folders = _repository(store, place), [""]
+        repository, folders = artifact_repository(store, place), [""]
         while folders:
             listed = repository.list_artifacts(folders.pop() or None) or []
             if any(not each.is_dir for each in listed):
@@ -135,7 +135,7 @@ def run_folders(store: Tracking) -> Iterator[tuple[str, str]]:
         for place in sorted(places):
             if place.startswith("mlflow-artifacts:") and not store.uri.startswith("http"):
                 continue
-            for each in _repository(store, place).list_artifacts() or []:
+            for each in artifact_repository(store, place).list_artifacts() or []:
                 if each.is_dir and RUN_ID.fullmatch(Path(each.path).name):
                     yield Path(each.path).name, f"{place}/{each.path}"
 
@@ -149,12 +149,12 @@ def restore_files(store: Tracking, held: StoredVersion, bundle: Path) -> None:
         package.check(bundle, held.version)
         remint = package.requirement(store.place, held.version.tags)
         packed = package.pack(bundle, TrainedModel.read(bundle / "training.json").spec, remint, temporary / package.FOLDER)
-        _repository(store, held.source).log_artifacts(str(packed))
+        artifact_repository(store, held.source).log_artifacts(str(packed))
         store.set_tags(held.version, VersionTags(package_sha256=package.sha256(packed)))  # MLmodel contains the time of packing
         store.fetch(store.version(held.version.ref), temporary / "back")
 
 
-def _repository(store: Tracking, place: str) -> Any:  # its methods have no types
+def artifact_repository(store: Tracking, place: str) -> Any:  # its methods have no types
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     return get_artifact_repository(place, tracking_uri=store.uri)

@@ -123,6 +123,11 @@ class Runs:
             self._client.set_tag(run_id, "mlflow.note.content", "")
             self._client.update_run(run_id, status="RUNNING")
 
+    def artifact_place(self, pipeline: str) -> str:
+        """Return the address of the files of the experiment ``pipeline``. Make it if there is none."""
+        with door(f"find the experiment {pipeline}"):
+            return str(self._client.get_experiment(self._experiment(pipeline)).artifact_location)
+
     def stale_runs(self) -> list[str]:
         """Return the ids of open runs whose process, on this host, has died."""
         with door("look for stale runs"):
