@@ -28,15 +28,28 @@ class OldTeam(Team):
 
 @pytest.fixture
 def old_team(tmp_path: Path, prefect_server: str) -> OldTeam:
-    folder = tmp_path / "team"
-    if subprocess.run(["git", "cat-file", "-e", LAST_OLD_COMMIT], cwd=SOURCE, check=False, capture_output=True).returncode:
-        pytest.skip(f"this clone is shallow: it lacks commit {LAST_OLD_COMMIT[:10]}")
+    return team_at(LAST_OLD_COMMIT, tmp_path / "team", prefect_server)
+
+
+def team_at(commit: str, folder: Path, api: str) -> OldTeam:
+    """Make a repository of an earlier commit, with quick trainings."""
+    if subprocess.run(["git", "cat-file", "-e", commit], cwd=SOURCE, check=False, capture_output=True).returncode:
+        pytest.skip(f"this clone is shallow: it lacks commit {commit[:10]}")
     subprocess.run(["git", "clone", "-q", "--no-checkout", SOURCE, folder], check=True)
-    team = OldTeam(folder, api=prefect_server)
-    team.sh(f"git checkout -q -B main {LAST_OLD_COMMIT} && git config user.email a@example.org && git config user.name A")
+    team = OldTeam(folder, api=api)
+    team.sh(f"git checkout -q -B main {commit} && git config user.email a@example.org && git config user.name A")
     write_params(shorten_trainings(read_params(folder)), folder)
     team.sh("git commit -qam quick")
     return team
+
+
+def upgraded(old: OldTeam) -> Team:
+    """Bring the repository to this working tree in place, as a pull does, in one commit."""
+    old.sh("git rm -rq .")
+    copy_sources(old.folder)
+    write_params(shorten_trainings(read_params(old.folder)), old.folder)
+    old.sh("git add -A && git commit -qm 'the new remint'")
+    return Team(old.folder, api=old.api)
 
 
 @pytest.mark.soak  # two minutes of processor time
@@ -46,11 +59,7 @@ def test_a_home_of_the_old_layout_loads_verifies_and_rebuilds_identically(old_te
     old_team.remint(*SAMPLE, "-o", str(tmp_path / "before.npy"))
     rows = old_team.json("why", PIPELINE)["decisions"]
 
-    old_team.sh("git rm -rq .")
-    copy_sources(old_team.folder)
-    write_params(shorten_trainings(read_params(old_team.folder)), old_team.folder)
-    old_team.sh("git add -A && git commit -qm 'the move'")
-    new = Team(old_team.folder, api=old_team.api)
+    new = upgraded(old_team)
 
     new.remint(*SAMPLE, "-o", str(tmp_path / "after.npy"))
     assert (tmp_path / "after.npy").read_bytes() == (tmp_path / "before.npy").read_bytes()

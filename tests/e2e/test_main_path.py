@@ -47,8 +47,12 @@ def test_2_a_second_run_trains_nothing_and_names_the_champion(trained_team: Team
     assert len(trained_team.json("history", "digits-vae")["rows"]) == 1
 
 
-def test_3_a_worse_challenger_is_refused_with_both_numbers(trained_team: Team) -> None:
-    done = trained_team.remint("run", "digits-vae", "--set", "training.steps=3", "--reason", "to see it refused")
+def test_3_a_worse_challenger_is_refused_with_both_numbers(trained_team: Team, tmp_path: Path) -> None:
+    """And the champion is published to a place that is new in the settings."""
+    changed = ("--set", "training.steps=3", "--set", f"publish={tmp_path}/shelf")
+    done = trained_team.remint("run", "digits-vae", *changed, "--reason", "to see it refused")
+    assert f"digits-vae/1 is published at {tmp_path}/shelf/digits-vae" in done.stderr
+    assert json.loads((tmp_path / "shelf/digits-vae/champion.json").read_bytes())["version"] == 1
     assert "digits-vae/2 was refused" in done.stdout
     (challenger,) = [m for m in trained_team.json("models", "digits-vae") if m["version"] == 2]
     assert challenger["verdict"] == "refused" and challenger["aliases"] == ["challenger"]

@@ -285,3 +285,24 @@ def test_a_state_also_moves_back_to_sqlite_and_a_folder(home: Home, tmp_path: Pa
     monkeypatch.delenv("REMINT_ARTIFACTS")
     bundle = open_tracking(new).fetch(open_tracking(new).version(f"{MODEL}/3"), tmp_path / "back")
     manifest.verify(bundle)
+
+
+@pytest.mark.soak
+def test_a_team_exports_from_postgresql_and_its_files_stay_on_s3(
+    home: Home, stores: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.export_state(home, tmp_path / "state", quiet)
+    new = at(stores, home, monkeypatch)
+    state.import_state(new, tmp_path / "state", quiet)
+    again = state.export_state(new, tmp_path / "again", quiet)
+    assert (again.files, again.roots, again.models, again.rows) == (0, {}, {MODEL: 4}, 5)
+    assert mlflow_rows(f"sqlite:///{tmp_path}/again/mlflow.db") == mlflow_rows(new.tracking_uri)
+    assert ledger_rows(f"sqlite:///{tmp_path}/again/ledger.db") == ledger_rows(new.ledger_url)
+    for name in ("REMINT_LEDGER", "MLFLOW_TRACKING_URI", "REMINT_ARTIFACTS"):
+        monkeypatch.delenv(name)
+    small = Home(tmp_path / "small", tmp_path / "small").ensure()
+    assert state.import_state(small, tmp_path / "again", quiet).models == {MODEL: 4}
+    assert (
+        load_version(small, f"{MODEL}/3").sample(2, seed=7).tolist()
+        == load_version(home, f"{MODEL}/3").sample(2, seed=7).tolist()
+    )
