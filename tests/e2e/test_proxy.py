@@ -33,6 +33,7 @@ from tests.support.team import SOURCE, Team
 
 pytestmark = pytest.mark.soak
 PAGE = (SOURCE / "docs/how-to/production.md").read_text()
+FILES = SOURCE / "deploy/systemd"
 PASSWORD, USER, JOBS = "planted-for-the-proxy", "remint:planted-for-the-proxy", "jobs:planted-for-the-proxy"
 SERVERS, MIB = ("prefect", "mlflow"), 2**20
 HOST_VARIABLES = (
@@ -51,15 +52,19 @@ PLAIN_SERVER = "server {{ listen {port}; location / {{ proxy_pass http://127.0.0
 
 def code_block(after: str, substitutions: dict[str, str]) -> str:
     """Return the page's first code block after a text, with substitutions."""
-    text = PAGE.partition(after)[2].partition("```")[2].partition("\n")[2].partition("```")[0]
+    return substituted(PAGE.partition(after)[2].partition("```")[2].partition("\n")[2].partition("```")[0], substitutions)
+
+
+def substituted(text: str, substitutions: dict[str, str]) -> str:
     for word, value in substitutions.items():
         text = value.join(re.split(rf"(?<![A-Z_]){re.escape(word)}", text))  # PASSWORD is also a part of variable names
     return text
 
 
-def environment_block(after: str, substitutions: dict[str, str]) -> dict[str, str]:
-    lines = (line.partition("=") for line in code_block(after, substitutions).splitlines())
-    return {name: value for name, _, value in lines if name not in HOST_VARIABLES}
+def settings(name: str, substitutions: dict[str, str]) -> dict[str, str]:
+    """Return the variables of a file of deploy/systemd."""
+    lines = [line for line in substituted((FILES / name).read_text(), substitutions).splitlines() if not line.startswith("#")]
+    return {name: value for name, _, value in (line.partition("=") for line in lines) if name not in HOST_VARIABLES}
 
 
 @dataclass(kw_only=True)
@@ -103,12 +108,12 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         }
         for statement in filter(str.strip, code_block("## PostgreSQL", {"...": PASSWORD}).split(";")):
             postgres.execute(statement)
-        (folder / "basic_auth.ini").write_text(code_block("`/etc/remint/basic_auth.ini`", substitutions))
-        own = environment_block("`/etc/remint/prefect.env`", substitutions)
+        (folder / "basic_auth.ini").write_text(substituted((FILES / "basic_auth.ini").read_text(), substitutions))
+        own = settings("prefect.env", substitutions)
         prefect = access.run_prefect(
             template / ".remint/prefect", folder / "prefect", own["PREFECT_SERVER_API_AUTH_STRING"], **own
         )
-        own = environment_block("`/etc/remint/mlflow.env`", substitutions)
+        own = settings("mlflow.env", substitutions)
         mlflow = access.run_mlflow(template / ".remint/mlflow/mlflow.db", folder / "mlflow", PASSWORD, **own)
         servers = {"prefect": stack.enter_context(prefect), "mlflow": stack.enter_context(mlflow)}
         blocks = []
@@ -131,7 +136,7 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
                 "PREFECT_API_URL": f"http://localhost:{plain['prefect']}/api",
                 "MLFLOW_TRACKING_URI": f"http://localhost:{plain['mlflow']}",
             },
-            worker=environment_block("`/etc/remint/worker.env`", substitutions),
+            worker=settings("worker.env", substitutions),
         )
         content = read_params(team.folder)
         content["pipelines"] = {
