@@ -20,6 +20,7 @@ from remint.settings import judging, nodes, recipe, split
 from remint.settings.base import Settings
 from remint.settings.notify import NotifySettings
 from remint.settings.params import PipelineSettings
+from remint.settings.resources import Pool, ResourceSettings
 from remint.settings.schedule import ScheduleSettings
 from remint.settings.shadow import ServingSettings
 from remint.settings.triggers import DataTrigger, DriftTrigger, TriggerSettings
@@ -45,6 +46,8 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
     ("pipelines.NAME.triggers", TriggerSettings),
     ("pipelines.NAME.triggers.data_changed", DataTrigger),
     ("pipelines.NAME.triggers.drift", DriftTrigger),
+    ("pipelines.NAME.resources", ResourceSettings),
+    ("pipelines.NAME.resources.STEP", Pool),
     ("notify", NotifySettings),
 ]
 

@@ -6,7 +6,6 @@ awaiting_approval starts a run of it. The button "Resume" on its page in Prefect
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow
@@ -17,13 +16,12 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.states import Failed
 
-from flows.server import progress
+from flows.server import place, progress
 from remint.errors import RemintError, SettingsError
 from remint.promotion import decide, publishing, queries
 from remint.promotion.page import brief
 from remint.promotion.projection import current_version
 from remint.runtime.home import Home
-from remint.stores import git
 from remint.stores.ledger.row import LedgerRow, is_visible
 
 
@@ -42,7 +40,7 @@ def approve(model: str, version: int) -> LedgerRow | State[Any]:
     If the answer is too late (another champion, or changed data) or lacks a name or a reason, the run fails with that one
     line, and nothing was written.
     """
-    home, ref = Home.of(git.repository_of(Path.cwd())).ensure(), f"{model}/{version}"
+    home, ref = place.home_of_flow(), f"{model}/{version}"
     answer = suspend_flow_run(wait_for_input=Answer.with_initial_data(description=_question(home, ref)))
     try:
         return _carry_out(home, ref, answer)

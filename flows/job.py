@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from opentelemetry import trace
@@ -12,7 +11,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
-from flows.server import progress, stopping
+from flows.server import place, progress, stopping
 from flows.server.reconcile import reconcile
 from remint.errors import Busy, Interrupted
 from remint.promotion.retraining import Retraining, check_out
@@ -30,8 +29,7 @@ def open_job(
 
     ``gives_way``: a scheduled run gives way to another one. A check of the champion waits, and no retraining gives way to it.
     """
-    repository = git.repository_of(Path.cwd())
-    home = Home.of(repository).ensure()
+    home = place.home_of_flow()
     if jobs.is_collecting(home):
         progress.tell(pipeline, "notice", text="waiting for remint gc to finish")
     with ExitStack() as stack:

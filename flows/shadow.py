@@ -5,18 +5,15 @@ A retraining does the same first. This flow trains nothing, and takes seconds.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from prefect import State, flow
 from prefect.states import Completed
 
 from flows import artifacts, labels
-from flows.server import progress
+from flows.server import place, progress
 from remint.promotion import publishing
 from remint.promotion.shadow import judge_waiting
-from remint.runtime.home import Home
-from remint.stores import git
 from remint.stores.ledger.row import LedgerRow
 
 
@@ -26,7 +23,7 @@ def judge_shadow(pipeline: str) -> list[LedgerRow] | State[Any]:
 
     The final state has the name of the newest verdict; it is Unchanged if nothing was judged.
     """
-    home = Home.of(git.repository_of(Path.cwd())).ensure()
+    home = place.home_of_flow()
     said: list[str] = []
 
     def tell(text: str) -> None:

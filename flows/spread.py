@@ -9,13 +9,11 @@ from prefect.runtime import flow_run
 
 from flows import artifacts, steps
 from flows.job import open_job
-from flows.server import progress, stopping
+from flows.server import place, progress, stopping
 from remint.errors import RemintError
 from remint.promotion.retraining import Retraining
 from remint.promotion.spread import SeedResult, SpreadReport, announcement, missing_seeds, record_spread
 from remint.runtime import jobs
-from remint.runtime.home import Home
-from remint.stores import git
 
 
 @flow(name="train seed", flow_run_name="{pipeline} seed {seed}", persist_result=False)
@@ -42,12 +40,12 @@ def seed_spread(
 
     ``confidence``: of the margins in the picture; ``branch``: as in retrain.
     """
-    home = Home.of(git.repository_of(Path.cwd())).ensure()
+    home = place.home_of_flow()
     # A job for the whole run: between two seeds the run still has a process.
     with jobs.live(home, pipeline=pipeline, commit="", flow_run=str(flow_run.id or "")):
         results = []
-        for place, seed in enumerate(seeds, start=1):
-            progress.tell(pipeline, "notice", text=f"seed {seed}, {place} of {len(seeds)}")
+        for number, seed in enumerate(seeds, start=1):
+            progress.tell(pipeline, "notice", text=f"seed {seed}, {number} of {len(seeds)}")
             results.append(train_seed(pipeline, seed, overrides, branch))
         report = record_spread(home, pipeline, seeds, results, confidence)
         artifacts.show_picture(Path(report.picture), pipeline, f"{pipeline}: variation of {len(seeds)} seeds")

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import artifacts
+from flows import artifacts, elsewhere
 from flows.server import progress
 from remint.errors import Interrupted, UserError
 from remint.evaluation.evidence import Evidence
@@ -119,7 +119,7 @@ def learn_features(job: Retraining) -> None:
     """Train the feature extractor for Frechet distances on the training split, if a metric needs it."""
     with timed(job, "features") if in_domain(job.settings.metrics()) else nullcontext():
         _verify_outputs(job, f"prepare@{job.settings.dataset}")
-        job.dvc.reproduce("features", _features(job), progress.reporter(job.pipeline, "features"))
+        elsewhere.reproduce(job, "features", _features(job), progress.reporter(job.pipeline, "features"))
 
 
 def _features(job: Retraining) -> str:
@@ -148,7 +148,7 @@ def train(job: Retraining) -> None:
         _verify_outputs(job, f"prepare@{job.settings.dataset}")
         if job.settings.training.nodes.max > 1:
             job.dvc.push(f"prepare@{job.settings.dataset}")  # other machines fetch it
-        job.trained = job.dvc.reproduce("train", job.pipeline, on_event)
+        job.trained = elsewhere.reproduce(job, "train", job.pipeline, on_event)
     model = job.model
     job.tell("ran", name="train", trained=job.trained, weights=model.weights_sha256[:12], ended=model.ended, why=model.reason)
 
@@ -170,7 +170,7 @@ def evaluate(job: Retraining) -> None:
 
     with timed(job, "evaluate"):
         _verify_outputs(job, f"features@{_features(job)}", f"train@{job.pipeline}")
-        job.dvc.reproduce("evaluate", job.pipeline, on_event)
+        elsewhere.reproduce(job, "evaluate", job.pipeline, on_event)
     if note := job.durations.note(job.settings.metrics()):
         job.tell("notice", text=note)
     job.tell("ran", name="evaluate", metrics={name: value.text() for name, value in job.report.metrics.items()})
@@ -181,7 +181,7 @@ def calibrate(job: Retraining) -> None:
     """Score the calibration split, for p-values of new examples, if the dataset has such a split."""
     if job.calibrates:
         with timed(job, "calibrate"):
-            job.dvc.reproduce("calibrate", job.pipeline, progress.reporter(job.pipeline, "calibrate"))
+            elsewhere.reproduce(job, "calibrate", job.pipeline, progress.reporter(job.pipeline, "calibrate"))
         job.tell("ran", name="calibrate", examples=job.dataset.counts["calibration"])
 
 

@@ -7,7 +7,6 @@ monitor/NAME    triggers.drift: judges the champion on today's data; takes as lo
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,13 +19,12 @@ from prefect.states import Completed
 
 from flows import labels, steps
 from flows.job import open_job
-from flows.server import stopping
+from flows.server import place, stopping
 from remint.errors import OrchestrationError
 from remint.promotion import monitoring, new_data
 from remint.promotion.monitoring import Monitoring
 from remint.promotion.new_data import Started
 from remint.runtime.home import Home
-from remint.stores import git
 from remint.stores.ledger import leases
 
 
@@ -36,7 +34,7 @@ def watch(pipeline: str, branch: str | None = None) -> State[Any]:
 
     Two looks at once start one run, by its idempotency key. A start that gave way to another run (Skipped) is repeated.
     """
-    home = Home.of(git.repository_of(Path.cwd())).ensure()
+    home = place.home_of_flow()
     seen = new_data.fingerprint(home, new_data.params_of(home, branch), pipeline)
     if seen == new_data.done(home, pipeline):
         return _unchanged("the sources did not change since the newest retraining")
@@ -59,7 +57,7 @@ def monitor(pipeline: str, branch: str | None = None) -> Monitoring | State[Moni
 
     The name of the final state is that of the answer: Drifted, NoDrift, NoNewData and so on.
     """
-    home = Home.of(git.repository_of(Path.cwd())).ensure()
+    home = place.home_of_flow()
     reign = monitoring.reign(home, pipeline)
     if reign is None:
         return _answered(monitoring.nothing_to_judge(pipeline))

@@ -29,7 +29,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Crashed
 
-from flows.server import process_tags, stopping
+from flows.server import place, process_tags, stopping
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.runtime.jobs import Job
@@ -37,7 +37,7 @@ from remint.runtime.locks import locked
 from remint.stores import git
 from remint.stores.open import open_tracking
 
-FLOWS = ["retrain", "train seed", "seed spread", "monitor"]  # remint's flows; a shared server has others
+FLOWS = ["retrain", "train seed", "seed spread", "monitor", "step"]  # remint's flows; a shared server has others
 OPEN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING, StateType.PAUSED]
 UNATTENDED = 120.0  # seconds; an open flow run without a job for longer than this has no process
 RESTARTS = 5  # times that a deployed run is restarted after its process died; then a person must look
@@ -91,7 +91,9 @@ def restart(home: Home) -> list[str]:
     with get_client(sync_client=True) as client:
         for deployment in client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["retrain"]))):
             run = _newest(client, deployment.id)
-            own_deployment = deployment.job_variables.get("working_dir") == str(home.repository)
+            variables = deployment.job_variables
+            pulled = place.REPOSITORY in (variables.get("env") or {})  # it may run on any host
+            own_deployment = pulled or variables.get("working_dir") == str(home.repository)
             if not own_deployment or run is None or run.state_type != StateType.CRASHED or str(run.id) in alive:
                 continue
             deaths = sum(state.type == StateType.CRASHED for state in client.read_flow_run_states(run.id))
@@ -149,8 +151,9 @@ def crash(flow_run: UUID, reason: str) -> None:
 def orphan_runs(home: Home, *, own_server: bool) -> list[OrphanRun]:
     """Return the open flow runs without a process.
 
-    ``own_server``: the server serves this home alone, so an open run without a job has no process. On a shared server such a run
-    may belong to another machine: then only runs of jobs that died here are returned.
+    ``own_server``: the server serves this home alone, so an open run without a job has no process, unless it is of another pool
+    than that of remint up. On a shared server such a run may belong to another machine: then only runs of jobs that died here
+    are returned.
     """
     found = _find_orphan_runs(home, own_server)
     if found:
@@ -169,7 +172,8 @@ def _find_orphan_runs(home: Home, own_server: bool) -> list[OrphanRun]:
     found = []
     for run in opened:
         job = dead.get(str(run.id))
-        if job or (own_server and str(run.id) not in alive and _unattended(run)):
+        own = own_server and run.work_pool_name in (None, place.POOL)
+        if job or (own and str(run.id) not in alive and _unattended(run)):
             found.append(OrphanRun(run.id, run.name, run.state_name or "open", job))
     return found
 

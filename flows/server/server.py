@@ -40,6 +40,7 @@ RESTARTS = 3  # of a killed temporary server; more would not help a server that 
 HEARTBEAT = 30  # seconds between heartbeats of a flow run; Prefect's minimum
 
 # Address of the database of a Prefect server, in its new and its old name.
+NO_ADDRESS = "PREFECT_API_URL is not set: set it to the address of the Prefect server (https://host/api)"
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 
 # Let a run survive an absence of the server, and show the server that the run is alive.
@@ -118,7 +119,7 @@ def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
                 f"Prefect's server at {without_user(given)} refuses these credentials: set PREFECT_API_AUTH_STRING (or "
                 "PREFECT_API_KEY) to the server's value"
             )
-        with _unreachable_as_error(given):
+        with unreachable_as_error(given):
             yield given
         return
     with _temporary(home, say) as url:
@@ -130,7 +131,7 @@ def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
 
 
 @contextmanager
-def _unreachable_as_error(address: str) -> Iterator[None]:
+def unreachable_as_error(address: str) -> Iterator[None]:
     """Convert an unreachable server into OrchestrationError: Prefect's client raises httpx's error, or a RuntimeError from it."""
     try:
         yield

@@ -38,6 +38,19 @@ def is_deployed() -> bool:
     return run is not None and run.deployment_id is not None
 
 
+def is_cancelled() -> bool:
+    """Return whether a person cancels this flow run, or it has ended. False if Prefect cannot be reached."""
+    run = own_run()
+    if run is None:
+        return False
+    try:
+        with get_client(httpx_settings={"timeout": PATIENCE}, sync_client=True) as client:
+            now = client.read_flow_run(run.id).state
+    except (ObjectNotFound, httpx.HTTPError):
+        return False
+    return now is not None and (now.is_final() or now.is_cancelling())
+
+
 @contextmanager
 def preemptible() -> Iterator[None]:
     """Handle SIGTERM inside the block, after the children had time to stop, as described at the top of this module."""

@@ -1,4 +1,4 @@
-"""Deployments in Prefect, run by a worker of the pool "remint".
+"""Deployments in Prefect, run by a worker of the pool "remint", or of the pool that ``resources.default`` of a pipeline names.
 
 retrain/NAME    for each pipeline with a ``schedule:`` or ``triggers:``
 watch/NAME      for each pipeline with ``triggers.data_changed``: starts a retraining if the sources changed (flows/watch.py)
@@ -6,6 +6,10 @@ monitor/NAME    for each pipeline with ``triggers.drift``: judges the champion o
 shadow/NAME     for each pipeline with ``serving.shadow``: judges the versions that await it, every 15 minutes (flows/shadow.py)
 approve/NAME    for each pipeline with ``approval: manual``: the form in which a person answers (flows/approval.py)
 tidy/remint     cleans up runs whose process is gone; Prefect's automations start it (flows/stack/tidy.py)
+step/POOL       one step of a retraining, on each pool that ``resources`` names (flows/pool_step.py); remint worker makes it too
+
+On the pool "remint" a deployment names the clone, the home and the Python of this host. On another pool it names the address of
+the repository, and no place of any host: the run has those of its worker.
 
 A lease (stores/ledger/leases.py), and not a concurrency limit of the deployment, keeps a pipeline from being retrained twice
 at the same time. Prefect's limits depend on wall clocks, and Prefect kills a run that cannot renew its slot: a clock that
@@ -32,8 +36,8 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.runner.storage import LocalStorage
 from prefect.schedules import Cron, Interval, RRule, Schedule
 
-from flows.server import server
-from flows.stack import deployments, notify, pace
+from flows.server import place, server
+from flows.stack import deployments, notify, pace, pools
 from flows.stack.deployments import ENGINE, POOL
 from remint.promotion.spread import announcement, missing_seeds
 from remint.runtime.home import Home
@@ -54,6 +58,10 @@ class Change:
     id: str | None = None  # None: it is new
     schedule: dict[str, Any] | None = None
     branch: str | None = None
+    pool: str = POOL
+    variables: dict[str, Any] = field(default_factory=dict)  # job variables of the pool
+    repository: str | None = None  # address that a run clones; None: it uses the clone on this host
+    clones: str | None = None  # the branch of it
     changes: dict[str, list[Any]] = field(default_factory=dict)  # by key: the old and the new value
     paused: bool = False  # by a person, in Prefect
     warning: str | None = None
@@ -63,12 +71,17 @@ def plan(home: Home, params: Params, branch: str) -> list[Change]:
     """Return the changes that ``deploy`` would make, and what stays. Scheduled jobs build the head of ``branch``."""
     with get_client(sync_client=True) as client:
         found, longest = deployments.existing(client), pace.longest_runs(client)
+    pools.check(params)
     planned = []
     for name in deployments.wanted(params):
         flow, _, pipeline = name.partition("/")
         settings = _schedule_settings(params, name)
         schedule = settings.model_dump(exclude_none=True) if settings else None
         change = Change(pipeline, name, "new", schedule=schedule, branch=branch if flow in OF_A_BRANCH else None)
+        pool = params.pipelines[pipeline].resources.default
+        if pool is not None:
+            address = pools.address_of(home, pipeline)
+            change = replace(change, pool=pool.pool, variables=pool.variables, repository=address, clones=branch)
         if settings and flow == "retrain":
             seeds = missing_seeds(home, pipeline, params.pipelines[pipeline])
             warnings = [
@@ -97,8 +110,11 @@ def deploy(home: Home, params: Params, planned: list[Change]) -> list[Change]:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
         found = deployments.existing(client)
+    for pool in {pool.pool for each in params.pipelines.values() for pool in each.resources.pools.values()}:
+        pools.install_steps(pool)
     about = "Ends runs whose process is gone, and lets scheduled ones resume. Automations start it."
-    tidy.install(UUID(_deploy(home, tidy.tidy, "flows/stack/tidy.py:tidy", "remint", description=about)))
+    if any(change.pool == POOL for change in planned) or not planned:  # elsewhere the workers look themselves
+        tidy.install(UUID(_deploy(home, tidy.tidy, "remint", description=about)))
     done = [_carry_out(home, params, change, found.get(change.deployment)) for change in planned]
     notify.install(params.notify)
     return done
@@ -115,9 +131,15 @@ def _carry_out(home: Home, params: Params, change: Change, before: DeploymentRes
     elif before and before.schedules:
         more["schedules"] = []  # the pipeline has triggers only, since this deployment
     flow, parameters, description = _flow_of(change)
-    entrypoint = f"{flow.fn.__module__.replace('.', '/')}.py:{flow.fn.__name__}"
-    identity = _deploy(home, flow, entrypoint, change.pipeline, parameters=parameters, description=description, **more)
-    return replace(change, id=identity)
+    more |= {"parameters": parameters, "description": description}
+    if change.repository is None:
+        return replace(change, id=_deploy(home, flow, change.pipeline, **more))
+    return replace(change, id=pools.deploy_to(flow, change.pipeline, change.pool, change.variables, _clone_of(change), **more))
+
+
+def _clone_of(change: Change) -> dict[str, str]:
+    """Return the environment by which a run makes its clone."""
+    return {place.REPOSITORY: change.repository or "", place.BRANCH: change.clones or ""}
 
 
 def _flow_of(change: Change) -> tuple[Flow[..., Any], dict[str, Any], str]:
@@ -169,7 +191,8 @@ def describe(change: Change) -> str:
     }[flow]
     sign = {"new": "+ ", "changed": "~ ", "unchanged": "  "}[change.action]
     changes = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in change.changes.items())
-    notes = [f"changed: {changes}"] if changes else []
+    notes = [f"pool {change.pool}"] if change.pool != POOL else []
+    notes += [f"changed: {changes}"] if changes else []
     notes += ["paused in Prefect: it stays paused"] if change.paused else []
     notes += [f"warning: {change.warning}"] if change.warning else []
     return f"{sign}{change.deployment}: {about}" + (f" ({'; '.join(notes)})" if notes else "")
@@ -185,31 +208,38 @@ def _every(seconds: int) -> str:
 
 def _settings(home: Home, change: Change) -> dict[str, Any]:
     """Return the values of ``deployments.settings`` that a deployment will have."""
-    when = {**(change.schedule or {}), **({"branch": change.branch} if change.branch else {})}
-    return {**when, "folder": str(home.repository), "home": str(home.path), "command": _command()}
+    when = {**(change.schedule or {}), **({"branch": change.branch} if change.branch else {}), "pool": change.pool}
+    if change.repository is not None:
+        variables = pools.job_variables(change.variables, _clone_of(change))
+        return {**when, **deployments.places(variables)}
+    return {**when, **deployments.places(_variables_here(home))}
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
     return {key: [before.get(key), after.get(key)] for key in {**before, **after} if before.get(key) != after.get(key)}
 
 
-def _command() -> str:
-    return f"{shlex.quote(sys.executable)} {ENGINE}"
+def _variables_here(home: Home) -> dict[str, Any]:
+    """Return the job variables of runs that use this clone.
+
+    No address of a store: its password would be stored in Prefect's database. A run has its worker's environment.
+    """
+    return {
+        "command": f"{shlex.quote(sys.executable)} {ENGINE}",
+        "env": {"REMINT_HOME": str(home.path), **server.STEADY},
+        "working_dir": str(home.repository),
+    }
 
 
-def _deploy(home: Home, flow: Flow[..., Any], entrypoint: str, name: str, **settings: Any) -> str:
-    """Make or change one deployment. Return its id."""
+def _deploy(home: Home, flow: Flow[..., Any], name: str, **settings: Any) -> str:
+    """Make or change one deployment for this clone. Return its id."""
+    entrypoint = f"{flow.fn.__module__.replace('.', '/')}.py:{flow.fn.__name__}"
     remote = cast("Flow[..., Any]", flow.from_source(source=LocalStorage(str(home.repository)), entrypoint=entrypoint))
     with redirect_stdout(io.StringIO()):  # Prefect prints a table, which would break the output of --json
         identity = remote.deploy(
             name=name,
             work_pool_name=POOL,
-            # No address of a store: its password would be stored in Prefect's database. A run has its worker's environment.
-            job_variables={
-                "command": _command(),
-                "env": {"REMINT_HOME": str(home.path), **server.STEADY},
-                "working_dir": str(home.repository),
-            },
+            job_variables=_variables_here(home),
             print_next_steps=False,
             ignore_warnings=True,
             **settings,

@@ -13,11 +13,13 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound
 
+from flows.server import place
 from remint.runtime.home import Home
 from remint.settings import schedule
 from remint.settings.params import Params
+from remint.stores import git
 
-POOL = "remint"
+POOL = place.POOL
 ENGINE = "-m flows.server.engine"
 NAMED_BY = {
     "retrain": "pipeline",
@@ -69,12 +71,22 @@ def remove(deployment: UUID) -> None:
 
 def settings(deployment: DeploymentResponse) -> dict[str, Any]:
     """Return what a deployment starts, and when: the values that ``deploy`` compares."""
-    variables = deployment.job_variables or {}
     return {
         **(_schedule(deployment.schedules[0].schedule) if deployment.schedules else {}),
         **({"branch": deployment.parameters["branch"]} if "branch" in deployment.parameters else {}),
+        "pool": deployment.work_pool_name,
+        **places(deployment.job_variables or {}),
+    }
+
+
+def places(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the places in the job variables of a deployment, and its command; None for those that it leaves to the worker."""
+    environment = variables.get("env") or {}
+    return {
         "folder": variables.get("working_dir"),
-        "home": (variables.get("env") or {}).get("REMINT_HOME"),
+        "repository": environment.get(place.REPOSITORY),
+        "clones": environment.get(place.BRANCH),
+        "home": environment.get("REMINT_HOME"),
         "command": variables.get("command"),
     }
 
@@ -87,12 +99,18 @@ def is_paused(deployment: DeploymentResponse) -> bool:
 def _is_own(home: Home, name: str, deployment: DeploymentResponse) -> bool:
     flow, _, pipeline = name.partition("/")
     found = settings(deployment)
+    here = found["pool"] == POOL and found["folder"] == str(home.repository)
     return (
-        deployment.work_pool_name == POOL
-        and found["folder"] == str(home.repository)
+        (here or is_pulled(home, deployment))
         and str(found["command"]).endswith(ENGINE)
         and deployment.parameters.get(NAMED_BY[flow]) == pipeline
     )
+
+
+def is_pulled(home: Home, deployment: DeploymentResponse) -> bool:
+    """Return whether the runs of a deployment clone the origin of this home's clone."""
+    address = settings(deployment)["repository"]
+    return address is not None and address == git.address(home.repository)
 
 
 def _schedule(given: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from flows.server import client, server
+from flows.server import client, place, server
 from flows.server.client import Server
 from flows.stack import production
 from remint.maintenance import doctor
@@ -17,8 +17,6 @@ from remint.maintenance.doctor import Symptom
 from remint.runtime.addresses import is_loopback, without_user
 from remint.runtime.home import Home
 from remint.settings.params import Params
-
-POOL = "work_pools/remint/workers/filter"  # the pool of flows/stack/deploy.py, which takes seconds to import
 
 
 def run_doctor(home: Home, params: Params | None, *, real: bool = False) -> list[Symptom]:
@@ -113,19 +111,36 @@ def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
             if distrusted
             else "Start the server, or correct PREFECT_API_URL (https://host/api); unset it for a temporary one.",
         )
-    elif scheduled and not _has_worker(served):
-        yield Symptom(
-            about="worker",
-            level="missing",
-            what="No worker of the pool remint is online.",
-            why=f"The schedules of {', '.join(scheduled)} do not run.",
-            do="remint up, or on another host, in a clone: python -m flows.stack.worker",
-        )
+        return
+    for pool, pipelines in _pools(params).items():
+        if not _has_worker(served, pool):
+            yield Symptom(
+                about="worker",
+                level="missing",
+                what=f"No worker of the pool {pool} is online.",
+                why=f"Schedules or steps of {', '.join(pipelines)} do not run.",
+                do="remint up, or on another host, in a clone: remint worker"
+                if pool == place.POOL
+                else f"remint worker --pool {pool}, on a host of it",
+            )
 
 
-def _has_worker(served: Server) -> bool:
+def _pools(params: Params | None) -> dict[str, list[str]]:
+    """Return the work pools that pipelines need a worker of, with the names of these."""
+    found: dict[str, list[str]] = {}
+    for name, pipeline in (params.pipelines if params else {}).items():
+        pools = {pool.pool for pool in pipeline.resources.pools.values()}
+        if pipeline.schedule or pipeline.triggers.on:
+            pools.add(pipeline.resources.default.pool if pipeline.resources.default else place.POOL)
+        for pool in sorted(pools):
+            found.setdefault(pool, []).append(name)
+    return found
+
+
+def _has_worker(served: Server, pool: str) -> bool:
+    path = f"work_pools/{pool}/workers/filter"
     try:
-        answer = client.ask(served, POOL, {**client.credentials(), "Content-Type": "application/json"}, b"{}")
+        answer = client.ask(served, path, {**client.credentials(), "Content-Type": "application/json"}, b"{}")
         found = answer.json() if answer.is_success else []
     except (client.NoAnswer, ValueError):
         return False

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -22,10 +21,8 @@ from prefect.client.orchestration import get_client
 from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from flows.server import server
+from flows.server import place, server
 from flows.server.reconcile import FLOWS, sweep
-from remint.runtime.home import Home
-from remint.stores import git
 
 SILENT = 5 * server.HEARTBEAT  # seconds; a server that is away for a minute misses at most three heartbeats
 ALIVE = {f"prefect.flow-run.{word}" for word in ("heartbeat", "Pending", "Submitting", "Running", "Retrying", "Cancelling")}
@@ -34,7 +31,7 @@ ALIVE = {f"prefect.flow-run.{word}" for word in ("heartbeat", "Pending", "Submit
 @flow(name="tidy", persist_result=False)
 def tidy() -> list[str]:
     """End the runs that dead processes of this home left open, and let deployed ones resume. Return a line for each."""
-    home = Home.of(git.repository_of(Path.cwd())).ensure()
+    home = place.home_of_flow()
     return sweep(home, own_server=os.environ.get("PREFECT_API_URL") == (server.stack(home) or {}).get("prefect"))
 
 

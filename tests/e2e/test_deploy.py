@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import LogCreate
 from prefect.states import Completed, Running
 
+from flows.server.relay import RunLog
 from flows.stack import audit, deployments, pace
 from flows.stack.deploy import Change, deploy, describe, plan
+from flows.stack.pools import install_steps
+from remint.errors import SettingsError
 from remint.runtime.home import Home
 from remint.settings.params import Params, read_params, validate_params
-from tests.support.team import SOURCE, scheduled
+from remint.settings.resources import ResourceSettings
+from remint.stores import git
+from tests.support.team import SOURCE, make_team, scheduled
 
 WEEK = 7 * 86400
 
@@ -123,3 +131,71 @@ def test_the_longest_run_of_a_pipeline_is_that_of_its_completed_runs(client: Syn
             client.set_flow_run_state(run.id, end, force=True)
     found = pace.longest_runs(client)
     assert "open" not in found and found["ended"].total_seconds() > 0
+
+
+def test_a_pipeline_with_a_pool_is_deployed_for_any_host(client: SyncPrefectClient, tmp_path: Path) -> None:
+    repository = make_team(tmp_path / "team").folder
+    home = Home(repository, tmp_path / "home").ensure()
+    plain = scheduled(digits_vae={"interval": WEEK})
+
+    def placed(**resources: Any) -> Params:
+        pipeline = plain.pipelines["digits-vae"]
+        resource = ResourceSettings.model_validate(resources)
+        return plain.model_copy(update={"pipelines": {"digits-vae": pipeline.model_copy(update={"resources": resource})}})
+
+    with pytest.raises(SettingsError, match="resources.train: unknown pool 'gqu': did you mean 'gpu'?"):
+        install_steps("gpu")
+        plan(home, placed(train="gqu"), "main")
+    install_steps("cpu")
+    params = placed(default={"pool": "cpu", "variables": {"env": {"A": "b"}}}, train="gpu")
+    with pytest.raises(
+        SettingsError, match="default: workers of this pool clone the origin of .*, which has none: git remote add"
+    ):
+        plan(home, params, "main")
+    git.run_git(repository, "remote", "add", "origin", "https://ada:planted@git.example.org/team.git")
+    before = deployed(home, plain)["retrain/digits-vae"]
+    change = deployed(home, params)["retrain/digits-vae"]
+    assert change.action == "changed" and change.id == before.id
+    assert change.changes["pool"] == ["remint", "cpu"] and change.changes["folder"] == [str(repository), None]
+    assert "(pool cpu; changed: " in describe(change)
+    found = client.read_deployment_by_name("retrain/digits-vae")
+    assert not found.pull_steps and found.entrypoint == "flows.retrain.retrain" and found.work_pool_name == "cpu"
+    assert found.job_variables["command"] == "python -m flows.server.engine" and "working_dir" not in found.job_variables
+    kept = {name: value for name, value in found.job_variables["env"].items() if not name.startswith("PREFECT_")}
+    assert kept == {"REMINT_REPOSITORY": "https://git.example.org/team.git", "REMINT_BRANCH": "main", "A": "b"}
+    assert client.read_deployment_by_name("step/gpu").entrypoint == "flows.pool_step.run_on_pool"
+    assert deployed(home, params)["retrain/digits-vae"].action == "unchanged"
+    back = deployed(home, plain)["retrain/digits-vae"]
+    assert back.action == "changed" and client.read_deployment_by_name("retrain/digits-vae").pull_steps
+    deployed(home, params)
+    assert deployed(home, scheduled())["retrain/digits-vae"].action == "removed"
+
+
+def test_events_of_a_step_are_read_once_and_in_their_order(client: SyncPrefectClient) -> None:
+    """Lines of another program stand between them, the second process of a run begins at one, and a batch may come late."""
+    install_steps("relayed")
+    parameters = {"pipeline": "p", "step": "train", "name": "p", "inputs": [], "code": "", "key": ""}
+    deployment = client.read_deployment_by_name("step/relayed").id
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters).id
+    begun = datetime(2026, 11, 30, tzinfo=UTC)
+
+    def write(*lines: tuple[int, str]) -> None:
+        client.create_logs(
+            [
+                LogCreate(name="x", level=20, flow_run_id=run, timestamp=begun + timedelta(seconds=at), message=message)
+                for at, message in lines
+            ]
+        )
+
+    def event(name: str, *place: int) -> str:
+        return f'event {{"event": "{name}", "place": [{place[0]}, {place[1]}]}}'
+
+    log = RunLog(run)
+    assert log.new_events(client) == []
+    write((1, "Worker submitting"), (3, event("b", 1, 2)), (2, event("a", 1, 1)))
+    assert [each["event"] for each in log.new_events(client)] == ["a", "b"]
+    assert log.new_events(client) == []
+    write((4, event("c", 2, 1)), (40, "Beginning"), (15, event("d", 2, 2)))
+    assert log.new_events(client) == [{"event": "c"}, {"event": "d"}]
+    write(*((41 + number, event("many", 2, 3 + number)) for number in range(450)))
+    assert len(log.new_events(client)) == 450 and log.place == (2, 452) and log.new_events(client) == []

@@ -31,15 +31,20 @@ def run(
     from remint.promotion.retraining import check_missing
 
     home, params = here()
+    changed = {}
     for name in pipelines:
         params.pipeline(name)
-        check_missing(home, validate_params(apply_overrides(read_params(home.repository), name, set_ or [])), name)
+        changed[name] = validate_params(apply_overrides(read_params(home.repository), name, set_ or []))
+        check_missing(home, changed[name], name)
     from flows.server import server
 
     with server.api(home, terminal.say):
+        from flows import elsewhere
         from flows.run import retrain_pipelines as run_flows
         from flows.server import progress
 
+        for name, settings in changed.items():
+            elsewhere.check(settings, name)
         with terminal.Display() as display:
             progress.listeners.append(display)
             results = run_flows(params, list(dict.fromkeys(pipelines)), set_ or [], reason)

@@ -100,6 +100,29 @@ def metrics(
 
 
 @app.command()
+def worker(
+    pool: Annotated[str, typer.Option(help="Work pool of Prefect; it is made if it is missing.")] = "remint",
+) -> None:
+    """Run flow runs of one work pool on this host until it is stopped: those that resources: of a pipeline sends there.
+
+    Serves the Prefect server at PREFECT_API_URL, else that of remint up. Needs a clone for the pool remint only. On SIGTERM
+    its runs write a checkpoint and are handed back to Prefect.
+
+    Example: remint worker --pool gpu
+    """
+    from flows.server import place, server
+
+    home = place.home_to_serve(with_clone=pool == "remint")
+    address = os.environ.get("PREFECT_API_URL") or (server.stack(home) or {}).get("prefect")
+    if not address:
+        raise SettingsError(server.NO_ADDRESS)
+    os.environ["PREFECT_API_URL"] = address
+    from flows.stack.worker import main
+
+    main(home, pool)
+
+
+@app.command()
 def init() -> None:
     """Create the databases of Prefect, MLflow and the ledger, so that the first run does not wait for them.
 

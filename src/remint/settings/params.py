@@ -4,7 +4,8 @@ params.yaml
   datasets:  NAME: recipe.DatasetSettings
   pipelines: NAME: PipelineSettings    dataset, family, model, training   decide the weights (recipe.py)
                                        evaluation, promotion, schedule    do not (judging.py, schedule.py)
-                                       serving, triggers, publish         do not (shadow.py, triggers.py, publish.py)
+                                       serving, triggers                  do not (shadow.py, triggers.py)
+                                       publish, resources                 do not (publish.py, resources.py)
   notify:    notify.NotifySettings
 """
 
@@ -31,6 +32,7 @@ from remint.settings.judging import EvaluationSettings, PromotionSettings
 from remint.settings.notify import NotifySettings
 from remint.settings.publish import Address
 from remint.settings.recipe import MODEL_SETTINGS, DatasetSettings, ModelSettings, Recipe, TrainingSettings
+from remint.settings.resources import ResourceSettings
 from remint.settings.schedule import ScheduleSettings
 from remint.settings.shadow import ServingSettings
 from remint.settings.triggers import TriggerSettings
@@ -55,6 +57,7 @@ class PipelineSettings(Settings):
     serving: ServingSettings = ServingSettings()
     triggers: TriggerSettings = TriggerSettings()
     publish: Address | None = None  # s3://bucket/prefix or a folder: where the champion is written, for services without MLflow
+    resources: ResourceSettings = ResourceSettings()
 
     @model_validator(mode="before")
     @classmethod

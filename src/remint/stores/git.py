@@ -189,6 +189,26 @@ def origin(repository: Path) -> str:
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0].partition('#')[0]}"
 
 
+def address(repository: Path) -> str:
+    """Return the address by which another machine clones the origin, without a password; "" if there is none."""
+    return origin(repository).replace(
+        "ssh://", "ssh://git@", 1
+    )  # origin() took the user away, and that is git where ssh is offered
+
+
+def clone(address: str, branch: str, folder: Path) -> Path:
+    """Clone a branch into the new ``folder``, by git's own credentials, and return it. Raises RepositoryError."""
+    command = ("clone", "--quiet", "--no-tags", "--branch", branch, "--", address, str(folder))
+    try:
+        run_git(folder.parent, *command, env={"GIT_TERMINAL_PROMPT": "0"})
+    except VersioningError as error:
+        raise RepositoryError(
+            f"{address} could not be cloned by this worker: {str(error).splitlines()[-1]}: give the account of the worker git's "
+            "credentials for it"
+        ) from None
+    return folder
+
+
 def check_out(repository: Path, commit: Commit, folder: Path, bundled: Path | None = None) -> Path:
     """Check ``commit`` out into the new ``folder``, which shares its objects with the repository. Return ``folder``.
 
@@ -217,8 +237,14 @@ def pack(folder: Path) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
         for path in found:
-            archive.add(path, str(path.relative_to(folder)))
+            archive.add(path, str(path.relative_to(folder)), filter=_without_time)
     return content.getvalue()
+
+
+def _without_time(file: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Return a file of an archive without its owner and time: the same files give the same bytes."""
+    file.mtime, file.uid, file.gid, file.uname, file.gname = 0, 0, 0, "", ""
+    return file
 
 
 def remove(folder: Path) -> None:

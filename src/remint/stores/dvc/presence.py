@@ -79,19 +79,16 @@ def _answer(folder: Path, question: dict[str, Any]) -> Any:
     repo = Repo(str(folder))
     cache = repo.cache.local
     if "mend" in question:
-        return _mend(cache, repo, question["mend"]).to_json()
+        return mend_cache(repo, question["mend"]).to_json()
     remote = repo.cloud.get_remote_odb()
     if "send" in question:
         _send(cache, remote, question["send"])
         return None
-    named: list[str] = question["complete"] if "complete" in question else question["outputs"]
-    trees = {md5: _files(md5, cache, remote) for md5 in named}
+    if "complete" in question:
+        return send_lacking(cache, remote, question["complete"])
+    trees = {md5: files_of(md5, cache, remote) for md5 in question["outputs"]}
     everything = list(dict.fromkeys(md5 for files in trees.values() for md5 in files))
     kept = set(remote.list_oids_exists(everything))
-    if "complete" in question:
-        lacking = [md5 for md5 in everything if md5 not in kept]
-        _send(cache, remote, lacking)
-        return len(lacking)
     cached = set(cache.list_oids_exists(everything))
     damaged = {md5 for md5 in sorted(kept) if md5_of(remote, md5) != md5} if question["read"] else set()
     return [
@@ -106,13 +103,24 @@ def _answer(folder: Path, question: dict[str, Any]) -> Any:
     ]
 
 
-def _mend(cache: Any, repo: Any, outputs: Sequence[str]) -> RepairResult:
+def send_lacking(cache: Any, remote: Any, outputs: Sequence[str]) -> int:
+    """Do the work of ``complete``, in the process that imports dvc."""
+    everything = list(dict.fromkeys(md5 for output in outputs for md5 in files_of(output, cache, remote)))
+    kept = set(remote.list_oids_exists(everything))
+    lacking = [md5 for md5 in everything if md5 not in kept]
+    _send(cache, remote, lacking)
+    return len(lacking)
+
+
+def mend_cache(repo: Any, outputs: Sequence[str]) -> RepairResult:
+    """Do the work of ``mend``, in the process that imports dvc."""
+    cache = repo.cache.local
     damaged = _remove_damaged(cache, outputs)  # without an intact listing, a folder's files are found only after it was fetched
     try:
         remote = repo.cloud.get_remote_odb()
         listings = _fetch(cache, remote, [output for output in outputs if output.endswith(SUFFIX)])
         damaged += _remove_damaged(cache, outputs)
-        brought = _fetch(cache, remote, sorted({md5 for output in outputs for md5 in _files(output, cache)}))
+        brought = _fetch(cache, remote, sorted({md5 for output in outputs for md5 in files_of(output, cache)}))
     except Exception as error:  # noqa: BLE001  damaged files are removed even if the remote fails
         return RepairResult(
             damaged=tuple(damaged), brought=(), unavailable_reason=(str(error).strip() or type(error).__name__).splitlines()[0]
@@ -121,7 +129,7 @@ def _mend(cache: Any, repo: Any, outputs: Sequence[str]) -> RepairResult:
 
 
 def _remove_damaged(cache: Any, outputs: Sequence[str]) -> list[str]:
-    everything = sorted({md5 for output in outputs for md5 in (*_files(output, cache), output)})
+    everything = sorted({md5 for output in outputs for md5 in (*files_of(output, cache), output)})
     damaged = [md5 for md5 in everything if cache.exists(md5) and md5_of(cache, md5) != md5]
     for md5 in damaged:
         cache.delete(md5)
@@ -137,7 +145,7 @@ def _fetch(cache: Any, remote: Any, wanted: Sequence[str]) -> list[str]:
     return whole
 
 
-def _files(output: str, *stores: Any) -> list[str]:
+def files_of(output: str, *stores: Any) -> list[str]:
     """Return the MD5 of each file of an output, a folder's listing last, so that it is sent last."""
     from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.tree import Tree

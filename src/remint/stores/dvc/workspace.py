@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from remint.runtime.events import EVENTS, RESTORE_ONLY
 from remint.runtime.home import Home
 from remint.runtime.parent import in_workspace
 from remint.runtime.yaml import load_safe_yaml
-from remint.stores.dvc import presence
+from remint.stores.dvc import presence, travel
 from remint.stores.dvc.lock import locked, md5_on_disk, outputs, sort_stages
 from remint.stores.dvc.settings import addresses, workspace_environment
 
@@ -53,8 +53,11 @@ class Workspace:
         logs.mkdir(parents=True, exist_ok=True)
         addresses(home, folder, cache=self.home.dvc / "cache" if scratch else None, git=git)
 
-    def restore(self, target: str) -> bool:
-        """Restore ``target`` and all steps before it from the run cache. Return False if a step would have to run."""
+    def restore(self, target: str, *options: str) -> bool:
+        """Restore ``target`` and all steps before it from the run cache. Return False if a step would have to run.
+
+        ``options``: of dvc repro; with --single-item only ``target`` is restored.
+        """
         would_run = False
 
         def watch(event: dict[str, Any]) -> None:
@@ -62,14 +65,14 @@ class Workspace:
             would_run = would_run or event["event"] == "would_run"
 
         try:
-            self._dvc("ask", "repro", target, on_event=watch, env={RESTORE_ONLY: "1"})
+            self._dvc("ask", "repro", *options, target, on_event=watch, env={RESTORE_ONLY: "1"})
         except VersioningError:
             if would_run:
                 return False
             raise
         return True
 
-    def reproduce(self, step: str, name: str, on_event: OnEvent) -> bool:
+    def reproduce(self, step: str, name: str, on_event: OnEvent, env: Mapping[str, str] | None = None) -> bool:
         """Run one step, or restore it. Return whether it ran. Raises the error that ended the step."""
         ran = False
 
@@ -78,8 +81,25 @@ class Workspace:
             ran = ran or event["event"] == "started"
             on_event(event)
 
-        self._dvc(step, "repro", "--single-item", f"{step}@{name}", on_event=watch)
+        self._dvc(step, "repro", "--single-item", f"{step}@{name}", on_event=watch, env=env)
         return ran
+
+    def offer(self, stage: str, inputs: Sequence[str], code: Path) -> travel.Offer:
+        """Fetch the result of a stage if the remote has it, else send the outputs of the stages ``inputs``, and ``code``."""
+        made = [md5 for each in inputs for md5 in self._made(each).values()]
+        return travel.offer(self.home, stage, made, code, *self._place("travel"))
+
+    def recall(self, stage: str) -> bool:
+        """Fetch the result of a stage from the remote to the cache. Return whether the cache has it now."""
+        return travel.recall(self.home, stage, *self._place("travel"))
+
+    def record(self, stage: str) -> None:
+        """Send the result of a stage to the remote."""
+        travel.record(self.home, stage, *self._place("travel"))
+
+    def checkpoints(self, key: str, folder: Path) -> travel.Checkpoints:
+        """Return the checkpoints of one training, in a folder here and on the remote."""
+        return travel.Checkpoints(self.home, key, folder, *self._place("checkpoints"))
 
     def resolve(self) -> None:
         """Write the settings on which each step depends, once per checkout. Do nothing if the commit has no such stage."""
