@@ -18,6 +18,7 @@ SOURCE = Path(__file__).parents[2]
 REMINT = str(Path(sys.executable).parent / "remint")
 SMALL: dict[str, dict[str, Any]] = {  # models that train in a second
     "flow": {"couplings": 2, "hidden": 16},
+    "flow_matching": {"hidden": 16, "layers": 1},
     "vae": {"latent": 4, "hidden": 32, "layers": 1},
     "gan": {"latent": 8, "hidden": 32, "layers": 2},
     "vaegan": {"latent": 4, "hidden": 32, "layers": 1},
