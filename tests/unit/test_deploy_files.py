@@ -151,14 +151,10 @@ def test_every_started_program_is_a_command_with_these_options() -> None:
         if program != "remint":
             continue
         seen.add(arguments[0])
-        if arguments[0] == "worker" and "worker" not in commands:
-            continue
         assert arguments[0] in commands, f"{place}: there is no command remint {arguments[0]}"
         known = {option for parameter in commands[arguments[0]].params for option in parameter.opts}
         assert {each for each in arguments if each.startswith("-")} <= known, place
     assert seen == {"worker", "serve", "metrics", "audit"}
-    if "worker" not in commands:
-        pytest.skip("remint worker is not there yet: it comes with the work pools of resources:")
 
 
 def objects() -> list[dict[str, Any]]:
