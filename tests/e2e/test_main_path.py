@@ -91,7 +91,7 @@ def test_3b_prefect_and_mlflow_show_the_runs(trained_team: Team) -> None:
     tasks = {name for (name,) in rows("prefect/prefect.db", "select distinct name from task_run where state_type = 'COMPLETED'")}
     assert {"ask dvc", "version data", "learn features", "train", "evaluate", "push data", "register", "judge", "settle"} <= tasks
     curves = {name for (name,) in rows("mlflow/mlflow.db", "select distinct key from metrics")}
-    assert {"elbo_loss", "validation", "critic_loss", "likelihood_loss"} <= curves
+    assert {"elbo_loss", "validation", "critic_loss", "likelihood_loss", "examples_per_second"} <= curves
     assert {status for (status,) in rows("mlflow/mlflow.db", "select status from runs")} == {"FINISHED"}
 
 

@@ -143,3 +143,12 @@ def test_a_long_evaluation_names_its_costliest_part_and_setting(passes: dict[str
 )
 def test_a_cheap_evaluation_and_one_that_cannot_be_compared_get_no_line(training: list[dict[str, Any]], total: float) -> None:
     assert durations(training, {"nll": total}, total).note(["nll"]) is None
+
+
+def test_the_rate_of_steps_is_that_between_the_last_two_rows_of_the_curve() -> None:
+    made, found = Durations(), []
+    rows = [(10.0, 20), (12.0, 60), (13.0, 70), (14.0, 50), (14.0, 60), (16.0, 70)]  # the fourth went back to a checkpoint
+    for at, step in rows:
+        made.hear_training({"event": "metrics", "at": at, "step": step})
+        found.append(made.steps_per_second)
+    assert found == [None, 20.0, 10.0, None, None, 5.0]
