@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from collections.abc import Callable
@@ -14,13 +13,9 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-from flows.server import log_filter
+from flows.server import run_log
 
-log_filter.install()
-if any(os.environ.get(name) for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
-    from flows.server import tracing  # imports OpenTelemetry's SDK
-
-    tracing.install()
+run_log.install()
 
 Listener = Callable[[str, str, dict[str, Any]], None]  # pipeline, event, fields
 

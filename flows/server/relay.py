@@ -17,9 +17,9 @@ from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 
-from flows.server import log_filter
+from flows.server import run_log
 
-log_filter.install()
+run_log.install()
 
 EVENT = "event "  # begins the line of an event
 SHOWN = 2.0  # seconds between two events of progress

@@ -112,8 +112,8 @@ def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
             else "Start the server, or correct PREFECT_API_URL (https://host/api); unset it for a temporary one.",
         )
         return
-    for pool, pipelines in _pools(params).items():
-        if not _has_worker(served, pool):
+    for pool, pipelines in needed_pools(params).items():
+        if not online(served, pool):
             yield Symptom(
                 about="worker",
                 level="missing",
@@ -125,7 +125,7 @@ def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
             )
 
 
-def _pools(params: Params | None) -> dict[str, list[str]]:
+def needed_pools(params: Params | None) -> dict[str, list[str]]:
     """Return the work pools that pipelines need a worker of, with the names of these."""
     found: dict[str, list[str]] = {}
     for name, pipeline in (params.pipelines if params else {}).items():
@@ -137,14 +137,15 @@ def _pools(params: Params | None) -> dict[str, list[str]]:
     return found
 
 
-def _has_worker(served: Server, pool: str) -> bool:
+def online(served: Server, pool: str) -> int:
+    """Return the number of workers of a pool that are online; 0 without an answer."""
     path = f"work_pools/{pool}/workers/filter"
     try:
         answer = client.ask(served, path, {**client.credentials(), "Content-Type": "application/json"}, b"{}")
         found = answer.json() if answer.is_success else []
     except (client.NoAnswer, ValueError):
-        return False
-    return any(each.get("status") == "ONLINE" for each in found if isinstance(each, dict))
+        return 0
+    return sum(each.get("status") == "ONLINE" for each in found if isinstance(each, dict))
 
 
 def _elsewhere(address: str) -> bool:

@@ -17,7 +17,8 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import Metric
 
-from flows.server import server
+from flows.server import client, server
+from flows.stack.doctor import needed_pools, online
 from flows.stack.outlook import PAGE, ask, in_state, longest_gap, obstacle, pipeline_of, post
 from remint.maintenance.metrics.catalogue import METRICS, gauge, label
 from remint.maintenance.metrics.exporter import Exporter, Part
@@ -30,7 +31,7 @@ from remint.serving.app.limits import Door, Limits
 from remint.serving.app.metrics import Requests
 from remint.settings.params import Params
 
-FLOWS = ("retrain", "watch", "monitor", "shadow", "approve", "tidy")  # remint's, as flows/stack/deploy.py names them
+FLOWS = ("retrain", "step", "watch", "monitor", "shadow", "approve", "tidy")  # remint's that are deployed
 STATES = {"late": "Late", "pending": "Pending", "running": "Running", "awaiting_retry": "AwaitingRetry"}
 VERDICTS = ("promoted", "kept", "refused", "awaiting_approval", "awaiting_shadow", "unchanged", "skipped")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -106,12 +107,11 @@ class PrefectMetrics:
         yield from (runs, late)
 
     def _deployed(self) -> Iterator[Metric]:
-        """Read the pools of the deployed retrainings, and their schedules that start runs."""
+        """Read the workers of each pool that a pipeline needs, and the schedules that start runs."""
         deployed = {str(each["name"]): each for each in ask(self.address, "deployments/filter", {})}
         workers, schedules = gauge("remint_workers"), gauge("remint_schedule_seconds")
-        for pool in sorted({str(each["work_pool_name"]) for each in deployed.values() if each.get("work_pool_name")}):
-            found = post(self.address, f"work_pools/{pool}/workers/filter", {})
-            workers.add_metric([label(pool)], sum(each.get("status") == "ONLINE" for each in found))
+        for pool in needed_pools(self.params()):
+            workers.add_metric([label(pool)], online(client.prefect(self.address), pool))
         for name, pipeline in self.params().pipelines.items():
             if pipeline.schedule is not None and not obstacle(deployed.get(name)):
                 gap = longest_gap(pipeline.schedule)

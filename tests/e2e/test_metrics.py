@@ -31,6 +31,7 @@ from remint.promotion import trials
 from remint.records import canonical
 from remint.runtime.home import Home
 from remint.settings.params import Params
+from remint.settings.resources import ResourceSettings
 from remint.stores.open import open_drift_checks, open_ledger, open_tracking
 from tests.support.exposed import samples
 from tests.support.ports import free_port
@@ -111,7 +112,12 @@ def test_retrainings_are_counted_when_they_end_and_not_those_before(
         assert found["remint_flow_runs", "late"] == 1 and found["remint_flow_runs", "running"] == 0
         assert abs(found["remint_late_since_timestamp_seconds",] - _ago(1000).timestamp()) < 300
     client.pause_deployment(vae)
-    assert ("remint_schedule_seconds", "digits-vae") not in samples(reading)
+    elsewhere = scheduled(digits_gan=NIGHTLY)
+    train_on_gpu = ResourceSettings.model_validate({"train": "gpu"})
+    elsewhere.pipelines["digits-vae"] = elsewhere.pipelines["digits-vae"].model_copy(update={"resources": train_on_gpu})
+    found = samples(Reading(prefect_server, elsewhere))
+    assert ("remint_schedule_seconds", "digits-vae") not in found
+    assert (found["remint_workers", "gpu"], found["remint_workers", "remint"]) == (0, 0), "Prefect does not know the first yet"
 
 
 def _ago(seconds: float) -> datetime:

@@ -244,7 +244,7 @@ def test_the_longest_gap_of_a_schedule(schedule: dict[str, object], seconds: flo
 
 
 def test_the_flows_that_are_counted_are_those_that_are_deployed() -> None:
-    assert set(metrics.FLOWS) == {*NAMED_BY, "tidy"}
+    assert set(metrics.FLOWS) == {*NAMED_BY, "step", "tidy"}
 
 
 class _NoFollower:
