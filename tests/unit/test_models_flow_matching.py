@@ -160,6 +160,11 @@ def test_the_trace_is_exact_up_to_a_number_of_dimensions() -> None:
     assert small.density_noise == 16 and large.density_noise == 36 + 8 * 36
 
 
+def test_guidance_needs_classes() -> None:
+    with pytest.raises(ValueError, match="guidance moves samples towards their class: set conditional: true, or remove it"):
+        FlowMatchingSettings(guidance=2.0)
+
+
 def test_a_convolutional_network_needs_images() -> None:
     with pytest.raises(SettingsError, match=r"convolutional needs images.*use network: mlp"):
         flow_matching.build(FlowMatchingSettings(network="convolutional"), NUMBERS)

@@ -151,6 +151,12 @@ class FlowMatchingSettings(ModelSettings):
     probes: Count | None = None  # random directions that estimate the trace; 0: exact; None: 0 up to 32 dimensions, else 8
     guidance: Annotated[float, Field(ge=0.0)] = 1.0  # of samples of a class: above 1 they are more typical and vary less
 
+    @model_validator(mode="after")
+    def _check_guidance(self) -> FlowMatchingSettings:
+        if self.guidance != 1.0 and not self.conditional:
+            raise ValueError("guidance moves samples towards their class: set conditional: true, or remove it")
+        return self
+
 
 Likelihood = Literal["bernoulli", "categorical", "discretised_logistic", "sigma_gaussian", "gaussian_mixture"]
 Pixels = Literal["mode", "mean", "draw"]
