@@ -44,7 +44,7 @@ from remint.data import sources
 from remint.errors import DataError
 from remint.evaluation import alarm, drawing
 from remint.records import Drift
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 YEARS, RIVAL_YEARS, SEARCHES, QUIET_DAYS = 1000, 50, 50, 180
 RULES = ("alarm", "5% a day", "Evidently", "Evidently, any")

@@ -16,7 +16,7 @@ from typing import Any
 import typer.main
 
 from remint import cli
-from remint.settings import judging, nodes, recipe, split
+from remint.settings import dataset, judging, nodes, recipe, split
 from remint.settings.base import Settings
 from remint.settings.notify import NotifySettings
 from remint.settings.params import PipelineSettings
@@ -28,8 +28,8 @@ from remint.settings.triggers import DataTrigger, DriftTrigger, TriggerSettings
 HERE = Path(__file__).parent
 
 BLOCKS: list[tuple[str, type[Settings]]] = [
-    ("datasets.NAME", recipe.DatasetSettings),
-    ("datasets.NAME.resize", recipe.ResizeSettings),
+    ("datasets.NAME", dataset.DatasetSettings),
+    ("datasets.NAME.resize", dataset.ResizeSettings),
     ("datasets.NAME.split", split.SplitSettings),
     ("pipelines.NAME", PipelineSettings),
     *((f"pipelines.NAME.model (family: {name})", settings) for name, settings in recipe.MODEL_SETTINGS.items()),

@@ -144,7 +144,7 @@ def one_thread() -> Iterator[None]:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Digits dataset, prepared as the pipeline steps do it."""
     from remint.data import arrays, sources, splits
-    from remint.settings.recipe import DatasetSettings
+    from remint.settings.dataset import DatasetSettings
 
     folder, settings = tmp_path_factory.mktemp("digits"), DatasetSettings(source="sklearn:digits")
     sources.snapshot("digits", settings, folder, folder / "raw")

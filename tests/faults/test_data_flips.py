@@ -39,7 +39,7 @@ from remint.data import sources
 from remint.data import splits
 from remint.evaluation import features
 from remint.records import TrainedModel
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 def main(key):
     what, here = "{what}", pathlib.Path("outs")

@@ -29,8 +29,8 @@ from remint.data import pictures, sources
 from remint.errors import RemintError
 from remint.models import bundle as bundles
 from remint.runtime import manifest
+from remint.settings.dataset import DatasetSettings
 from remint.settings.params import apply_overrides, load_params, read_params, validate_params
-from remint.settings.recipe import DatasetSettings
 from remint.training.checkpoint import NOTES, TENSORS, Checkpoints
 from tests.fuzz.conftest import Fuzz
 from tests.support import registry_cases

@@ -20,8 +20,9 @@ from remint.serving.app.limits import Limits
 from remint.serving.app.slot import Version
 from remint.serving.console.source import Outlook
 from remint.serving.model import ServedModel
+from remint.settings.dataset import DatasetSettings
 from remint.settings.params import Params, validate_params
-from remint.settings.recipe import DatasetSettings, Recipe
+from remint.settings.recipe import Recipe
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from remint.training import train

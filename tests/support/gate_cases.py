@@ -24,9 +24,10 @@ from remint.models.contract import Model
 from remint.promotion import gate
 from remint.records import TrainedModel
 from remint.runtime import manifest
+from remint.settings.dataset import DatasetSettings
 from remint.settings.judging import EvaluationSettings, PromotionSettings
 from remint.settings.plugins import settings_of
-from remint.settings.recipe import DatasetSettings, Recipe, TrainingSettings
+from remint.settings.recipe import Recipe, TrainingSettings
 from remint.training import train
 
 ROWS = 1200

@@ -63,7 +63,7 @@ def start_reader() -> Iterator[Reader]:
 def _source(path: Path) -> dict[str, Any]:
     """Import a dataset's source of any kind, including the checks."""
     from remint.data import sources
-    from remint.settings.recipe import DatasetSettings
+    from remint.settings.dataset import DatasetSettings
 
     kind = "table" if path.suffix in sources.TABLES else "image"
     sources.snapshot("x", DatasetSettings(source=path.name, kind=kind), path.parent, path.parent / "out")
@@ -73,7 +73,7 @@ def _source(path: Path) -> dict[str, Any]:
 def _images(path: Path) -> dict[str, Any]:
     """Read a folder of images. Return the number of decoded files, the reasons for the others, and the slowest file."""
     from remint.data import blocks, folder, pictures
-    from remint.settings.recipe import DatasetSettings, ResizeSettings
+    from remint.settings.dataset import DatasetSettings, ResizeSettings
 
     seconds: dict[str, float] = {}
 

@@ -36,7 +36,8 @@ from remint.models.contract import Batch
 from remint.records import TrainedModel, digest
 from remint.runtime.parent import die_with_parent
 from remint.settings import plugins
-from remint.settings.recipe import DatasetSettings, Recipe, TrainingSettings
+from remint.settings.dataset import DatasetSettings
+from remint.settings.recipe import Recipe, TrainingSettings
 from remint.training import step as training_step
 from remint.training import train
 from remint.training.checkpoint import Checkpoints

@@ -16,7 +16,7 @@ from remint.data import sources
 from remint.errors import SettingsError
 from remint.runtime.addresses import local_path, sqlite_file
 from remint.runtime.home import Home
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from remint.stores import git, uncommitted
 from remint.stores.dvc.settings import addresses
 from remint.stores.ledger import schema

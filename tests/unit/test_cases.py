@@ -16,7 +16,7 @@ from remint.data.arrays import Dataset
 from remint.data.schema import SCHEMA, Schema
 from remint.errors import DataError
 from remint.evaluation import leakage
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 CASES = Path(__file__).parents[1] / "cases"
 

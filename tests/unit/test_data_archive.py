@@ -18,7 +18,7 @@ import pytest
 
 from remint.data import archive, sources
 from remint.errors import DataError
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from tests.support import hostile_archives
 from tests.unit.test_data_pictures import encode, picture, refusal, snapshot, tree
 
@@ -186,7 +186,7 @@ from pathlib import Path
 from remint.data import archive, blocks
 from remint.data import pictures
 from remint.errors import DataError
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     pictures.read("bomb", archive.files(Path(sys.argv[1])), DatasetSettings(source="x"), blocks.Spool())

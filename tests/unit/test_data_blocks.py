@@ -18,7 +18,7 @@ from remint.data.arrays import ShardedArray
 from remint.data.blocks import Blocks, memory_limit
 from remint.errors import DataError, IntegrityError, SettingsError, StorageError
 from remint.records import DatasetVersion
-from remint.settings.recipe import DatasetSettings, ResizeSettings
+from remint.settings.dataset import DatasetSettings, ResizeSettings
 from tests.support.full_disk import full_disk
 
 FOLDER = DatasetSettings(source="pictures")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from remint.data import container, decoding, pictures
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from tests.support.hostile_images import READ_SUFFIXES, valid_files
 from tests.support.measured import Reader, start_reader
 from tests.support.tiff import tiff

@@ -15,7 +15,7 @@ import pytest
 from remint.cli import new
 from remint.data import formats, sources
 from remint.errors import DataError
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from tests.unit.test_data_idx import write as write_idx
 from tests.unit.test_data_pictures import encode, picture, tree
 

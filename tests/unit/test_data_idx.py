@@ -15,7 +15,7 @@ from remint.data import sources
 from remint.data.schema import Schema
 from remint.errors import DataError
 from remint.records import DataSpec
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 PARTS = {"t10k": 7, "train": 20}  # images in each

@@ -14,7 +14,7 @@ import pytest
 from remint.data import blocks, csv_tables, lazy, parquet_tables, snapshots, sources, splits
 from remint.data.lazy import Columns, Matrix
 from remint.errors import DataError, SettingsError, StorageError
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from tests.support.full_disk import full_disk
 
 ROWS = 400

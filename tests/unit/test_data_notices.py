@@ -12,7 +12,7 @@ import pytest
 from flows.server import progress
 from remint.cli.terminal import Display
 from remint.data import sources, splits
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from tests.unit.test_data_pictures import picture, save, tree
 
 

@@ -19,7 +19,7 @@ from remint.data.images import resize_image, resize_images
 from remint.data.schema import Schema
 from remint.errors import DataError
 from remint.records import DataSpec
-from remint.settings.recipe import DatasetSettings, ResizeSettings
+from remint.settings.dataset import DatasetSettings, ResizeSettings
 
 Settings = dict[str, Any]
 

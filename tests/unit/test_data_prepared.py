@@ -13,7 +13,7 @@ from remint.data import arrays, sources, splits
 from remint.data.arrays import ShardedArray
 from remint.errors import DataError, IntegrityError
 from remint.records import DatasetVersion
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from remint.settings.split import SplitSettings
 
 DIGITS = DatasetSettings(source="sklearn:digits")

@@ -17,8 +17,8 @@ from remint.data import schema, sources, splits
 from remint.data.schema import Schema
 from remint.errors import DataError
 from remint.records import DataSpec
+from remint.settings.dataset import DatasetSettings
 from remint.settings.params import write_params
-from remint.settings.recipe import DatasetSettings
 from tests.unit.test_data_pictures import picture, save, tree
 
 ROWS = 40

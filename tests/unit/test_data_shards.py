@@ -13,8 +13,8 @@ from remint.data import sources, splits
 from remint.data.arrays import Dataset, ShardedArray, Split, load
 from remint.evaluation import drift, features, leakage, report
 from remint.evaluation.evaluate import evaluate
+from remint.settings.dataset import DatasetSettings
 from remint.settings.judging import EvaluationSettings
-from remint.settings.recipe import DatasetSettings
 from tests.support import training_cases as cases
 
 QUICK = EvaluationSettings(samples=64, draws=2, importance_samples=4)

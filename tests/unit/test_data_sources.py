@@ -15,8 +15,8 @@ from remint.data.schema import Schema
 from remint.errors import DataError, SettingsError
 from remint.records import DataSpec
 from remint.runtime.manifest import sha256_file
+from remint.settings.dataset import DatasetSettings
 from remint.settings.params import validate_params
-from remint.settings.recipe import DatasetSettings
 
 IMAGES = np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6) % 17
 

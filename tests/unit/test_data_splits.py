@@ -18,8 +18,8 @@ from remint.data.arrays import Dataset, Split
 from remint.data.schema import SCHEMA, Schema
 from remint.errors import DataError, SettingsError
 from remint.evaluation import leakage
+from remint.settings.dataset import DatasetSettings
 from remint.settings.params import validate_params
-from remint.settings.recipe import DatasetSettings
 from remint.settings.split import SplitSettings
 from tests.unit.test_data_idx import write as write_idx
 from tests.unit.test_data_pictures import picture, save

@@ -19,7 +19,7 @@ from remint.data.arrays import load
 from remint.data.schema import Schema
 from remint.errors import DataError, SettingsError
 from remint.records import Column, DataSpec
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 ROWS = 60
 GENERATOR = np.random.default_rng(0)

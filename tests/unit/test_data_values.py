@@ -15,7 +15,7 @@ from remint.data import pictures, sources
 from remint.data.schema import SCHEMA, Schema
 from remint.errors import DataError
 from remint.records import DataSpec
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from tests.support.tiff import tiff
 from tests.unit.test_data_pictures import chunk, encode, picture, save
 

@@ -15,7 +15,7 @@ from remint.evaluation import features
 from remint.evaluation.evidence import Evidence
 from remint.evaluation.origin import Origin
 from remint.records import Drift, EvaluationReport, TrainedModel
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from remint.settings.split import SplitSettings
 
 Array = np.ndarray[Any, Any]

@@ -23,8 +23,8 @@ from remint.models.contract import Model
 from remint.records import DataSpec, TrainedModel
 from remint.runtime import manifest
 from remint.settings import plugins
+from remint.settings.dataset import DatasetSettings
 from remint.settings.judging import EvaluationSettings
-from remint.settings.recipe import DatasetSettings
 
 pytestmark = pytest.mark.usefixtures("forked")
 

@@ -10,7 +10,7 @@ import pytest
 
 from remint.data import sources, splits
 from remint.errors import DataError
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 CASES = Path(__file__).parents[1] / "cases"
 INDEX, CATEGORY = "left out: the index of the saved frame, and no measurement", "a category, as the file says"

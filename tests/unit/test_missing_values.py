@@ -15,8 +15,8 @@ from remint.errors import SettingsError
 from remint.promotion import retraining
 from remint.records import Column, DataSpec
 from remint.runtime.home import Home
+from remint.settings.dataset import DatasetSettings
 from remint.settings.params import validate_params
-from remint.settings.recipe import DatasetSettings
 from tests.unit.test_data_schema import CONTENT, ROWS, TABLE, import_dataset
 
 GAPS = DataSpec(shape=(3,), columns=(Column(name="age", missing=True), Column(name="pet", missing=True), Column(name="size")))

@@ -21,7 +21,8 @@ from remint.models.contract import HasLogProb, standard_normal
 from remint.models.row_likelihoods import Gaps, RowLikelihood
 from remint.models.whole_numbers import WholeNumbers, normal_log_mass
 from remint.records import Column, DataSpec
-from remint.settings.recipe import DatasetSettings, FlowSettings
+from remint.settings.dataset import DatasetSettings
+from remint.settings.recipe import FlowSettings
 from tests.support.models_cases import GAPPED, WHOLE, Case
 
 CASES = Path(__file__).parents[1] / "cases"

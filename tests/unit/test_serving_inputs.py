@@ -17,7 +17,7 @@ from remint.data.decoding import decode_image
 from remint.errors import DataError, UserError
 from remint.records import Column, DataSpec
 from remint.serving import inputs, outputs
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from tests.support.models_cases import MIXED, WHOLE, examples, labels
 
 IMAGE = DataSpec(shape=(1, 4, 6), levels=17, classes=3)

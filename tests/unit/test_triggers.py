@@ -16,8 +16,8 @@ from remint.errors import DataError, SettingsError
 from remint.promotion import new_data
 from remint.promotion.new_data import Started
 from remint.runtime.home import Home
+from remint.settings.dataset import DatasetSettings
 from remint.settings.params import read_params, validate_params, write_params
-from remint.settings.recipe import DatasetSettings
 from remint.settings.triggers import TriggerSettings
 from remint.stores.git import Commit
 from remint.stores.s3 import bucket

@@ -20,7 +20,7 @@ from remint.data.container import HostileImage, spread_levels, strip_metadata
 from remint.data.formats import HEAD, PICTURES, identify
 from remint.data.images import resize_image
 from remint.data.values import WHOLE_BITS, to_8_bits
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # by Pillow's names
 KNOWN = "PNG, JPEG, WebP, TIFF or BMP"

@@ -17,7 +17,7 @@ from remint.data.lazy import LazyTable
 from remint.errors import DataError
 from remint.records import DataSpec
 from remint.settings.base import did_you_mean
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 DATES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))  # text without and with a zone
 

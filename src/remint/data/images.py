@@ -19,7 +19,7 @@ from remint.data.values import WHOLE_BITS, Raw, Values, read_values
 from remint.errors import DataError
 from remint.records import DataSpec
 from remint.runtime.events import emit
-from remint.settings.recipe import DatasetSettings, ResizeSettings
+from remint.settings.dataset import DatasetSettings, ResizeSettings
 
 MOST_CLASSES = 10_000  # a larger label is a mistake (an identifier, a time), not a class number
 JUDGING = ("test", "val", "valid", "validation")  # names of a folder beside train, the first of which is held out

@@ -32,7 +32,7 @@ from remint.data.values import IMAGE_LEVELS, WHOLE_BITS, Raw, describe_bits, use
 from remint.errors import DataError
 from remint.records import DataSpec
 from remint.runtime.events import emit
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 UNSUPPORTED = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".tga", ".ico", ".psd", ".svg")
 BESIDE_IMAGES = re.compile(  # files that lie beside images, by their name; every other file counts as an image

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from remint.records import DataSpec
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 PLACEHOLDERS = ("NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "-", "?")
 HELD = b"placeholders"  # key of the metadata

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from remint.errors import DataError
 from remint.records import DataSpec, Record
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 SCHEMA = "schema.json"
 SNAPSHOT = "data.npz"  # the arrays that the schema describes

@@ -39,7 +39,7 @@ from remint.data.values import Raw
 from remint.errors import DataError, SettingsError
 from remint.records import DataSpec
 from remint.runtime.events import emit
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from remint.settings.split import SplitSettings
 
 SET_ASIDE = "set_aside.json"

@@ -37,7 +37,7 @@ from remint.errors import DataError
 from remint.records import DatasetVersion, DataSpec
 from remint.runtime.events import emit
 from remint.runtime.manifest import sha256_file
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 from remint.settings.split import SplitSettings
 
 PARTS = (*SPLITS, "calibration")

@@ -27,7 +27,7 @@ from remint.errors import DataError
 from remint.records import Column, DataSpec
 from remint.runtime.events import emit
 from remint.settings.base import did_you_mean
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 BOOLEANS = {"false", "true"}
 DRIFT_SCALES = 10.0  # scales by which a column's mean may move before an event reports it

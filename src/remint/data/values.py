@@ -24,7 +24,7 @@ from remint.data.blocks import Blocks
 from remint.errors import DataError
 from remint.records import DataSpec
 from remint.runtime.events import emit
-from remint.settings.recipe import DatasetSettings
+from remint.settings.dataset import DatasetSettings
 
 IMAGE_LEVELS = 256  # default of file sources: 8-bit images
 WHOLE_BITS = 16

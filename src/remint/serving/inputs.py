@@ -32,7 +32,7 @@ from remint.errors import DataError, SettingsError
 from remint.records import Column, DataSpec
 from remint.runtime import scratch
 from remint.runtime.manifest import full_disk_as_storage_error
-from remint.settings.recipe import DatasetSettings, ResizeSettings
+from remint.settings.dataset import DatasetSettings, ResizeSettings
 
 NAME = "input"  # of the dataset in messages of the readers, taken out again
 PLACE = re.compile(rf"params\.yaml: datasets\.{NAME}\.[a-z_.]+: ")

@@ -1,7 +1,7 @@
 """params.yaml as typed, frozen settings. Every error names its file and key, and suggests the nearest valid name.
 
 params.yaml
-  datasets:  NAME: recipe.DatasetSettings
+  datasets:  NAME: dataset.DatasetSettings
   pipelines: NAME: PipelineSettings    dataset, family, model, training   decide the weights (recipe.py)
                                        evaluation, promotion, schedule    do not (judging.py, schedule.py)
                                        serving, triggers                  do not (shadow.py, triggers.py)
@@ -28,10 +28,11 @@ from remint.runtime.home import NAME_RULE, is_name
 from remint.runtime.yaml import LARGEST, load_safe_yaml
 from remint.settings import catalogue, plugins
 from remint.settings.base import Settings, did_you_mean
+from remint.settings.dataset import DatasetSettings
 from remint.settings.judging import EvaluationSettings, PromotionSettings
 from remint.settings.notify import NotifySettings
 from remint.settings.publish import Address
-from remint.settings.recipe import MODEL_SETTINGS, DatasetSettings, ModelSettings, Recipe, TrainingSettings
+from remint.settings.recipe import MODEL_SETTINGS, ModelSettings, Recipe, TrainingSettings
 from remint.settings.resources import ResourceSettings
 from remint.settings.schedule import ScheduleSettings
 from remint.settings.shadow import ServingSettings

@@ -11,10 +11,10 @@ from typing import Any
 from remint.settings import plugins
 from remint.settings.base import Settings
 from remint.settings.catalogue import ANOMALY_METRICS, Facts
+from remint.settings.dataset import DatasetSettings
 from remint.settings.imports import Imports
 from remint.settings.judging import EvaluationSettings, in_domain
 from remint.settings.params import Params
-from remint.settings.recipe import DatasetSettings
 from remint.settings.split import SplitSettings
 
 
