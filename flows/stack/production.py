@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 from importlib.metadata import distribution, version
 from pathlib import Path
 
@@ -49,11 +48,7 @@ def _server(served: Server) -> Iterator[Symptom]:
         answer = client.ask(served, path, headers)
     except client.NoAnswer:
         return  # the other checks report it
-    if date := answer.headers.get("date"):
-        middle = (began + time.time()) / 2
-        # The header has whole seconds, rounded down.
-        ahead = parsedate_to_datetime(date).timestamp() + 0.5 - middle
-        yield from production.clock(package, f"{served.name} at {where}", ahead)
+    yield from production.clock_of_header(package, f"{served.name} at {where}", answer.headers.get("date", ""), began)
     theirs, ours = answer.text.strip().strip('"'), version(package)
     if answer.status_code == 200 and theirs != ours:
         yield Symptom(

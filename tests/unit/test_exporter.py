@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from prometheus_client.registry import Collector
 from ruamel.yaml import YAML
 
 from flows.stack import metrics
+from flows.stack.audit import run_audit
 from flows.stack.deployments import NAMED_BY
 from flows.stack.outlook import longest_gap
 from remint.errors import TrackingError
@@ -36,7 +38,7 @@ from remint.settings.schedule import ScheduleSettings
 from remint.stores.ledger.drift_checks import DriftCheck
 from remint.stores.open import open_drift_checks, open_ledger, open_serving_events
 from tests.support.exposed import samples
-from tests.support.promotion_cases import MODEL, append_row
+from tests.support.promotion_cases import MODEL, append_row, copy_home
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/alerts.yml"
@@ -227,6 +229,20 @@ def test_the_last_audit_and_the_disk_are_told(home: Home) -> None:
     assert found["remint_audit_timestamp_seconds",] > 0
     (home.path / "audit.json").write_text("{")
     assert samples(OfHome())["remint_audit_timestamp_seconds",] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_an_audit_leaves_its_counts(registered: Home, tmp_path: Path) -> None:
+    home = copy_home(registered, tmp_path / "home")
+    append_row(home, "promoted", 1)  # MLflow's alias does not follow
+    found = run_audit(home, lambda _: None, repair=False, deep=False, prefect=False)
+    kept = last.last(home)
+    assert kept is not None and kept.findings["alias"] == 1 and not kept.deep
+    assert kept.findings == dict(Counter(finding.kind for finding in found.findings))
+    run_audit(home, lambda _: None, repair=True, deep=False, prefect=False)
+    mended = last.last(home)
+    assert mended is not None and "alias" not in mended.findings
 
 
 @pytest.mark.parametrize(

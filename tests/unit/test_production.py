@@ -6,6 +6,7 @@ import http.server
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -124,7 +125,12 @@ def test_the_probes_pass_through_a_server_of_mlflow_and_s3_and_are_deleted(
 ) -> None:
     bucket = s3.bucket({})
     monkeypatch.setenv("REMINT_DVC_REMOTE", f"s3://{bucket}/dvc")
-    assert reach.probe(home) == ""
+    assert reach.probe(home) == "" and list(production._bucket(home)) == []
+    now = time.time()
+    monkeypatch.setattr(production.time, "time", lambda: now + 3600)
+    (symptom,) = about(production._bucket(home), "s3")
+    assert "The clock of the S3 server of REMINT_DVC_REMOTE" in symptom.what and "behind this machine's" in symptom.what
+    monkeypatch.setattr(production.time, "time", lambda: now)
     assert s3.client.list_objects_v2(Bucket=bucket).get("Contents", []) == []
     with run_server(home.path) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)

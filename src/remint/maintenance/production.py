@@ -8,7 +8,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from remint.errors import RemintError
 from remint.maintenance.doctor import Symptom
 from remint.runtime.home import Home
 from remint.settings.params import Params
+from remint.stores import s3
 from remint.stores.dvc.reach import probe as probe_remote
 from remint.stores.ledger.probe import probe as probe_ledger
 from remint.stores.mlflow.probe import probe as probe_artifacts
@@ -36,9 +40,17 @@ def examine(home: Home, params: Params | None) -> Iterator[Symptom]:
     yield from _remote(home)
     if params is not None and params.pipelines:
         yield from _artifacts(home, next(iter(params.pipelines)))
+    yield from _bucket(home)
     yield from _temporary()
     yield from _devices(params)
     yield from _rules(home.repository)
+
+
+def clock_of_header(about: str, server: str, date: str, began: float) -> Iterator[Symptom]:
+    """Compare the header Date of an answer with this machine's clock. ``began``: time of the request."""
+    if date:
+        ahead = parsedate_to_datetime(date).timestamp() + 0.5 - (began + time.time()) / 2  # it is rounded down to seconds
+        yield from clock(about, server, ahead)
 
 
 def clock(about: str, server: str, ahead: float) -> Iterator[Symptom]:
@@ -117,6 +129,16 @@ def _artifacts(home: Home, pipeline: str) -> Iterator[Symptom]:
         yield _failed("mlflow", error, f"Give this user EDIT of the experiment {pipeline}: docs/how-to/production.md")
         return
     yield from _kept("mlflow", kept)
+
+
+def _bucket(home: Home) -> Iterator[Symptom]:
+    """Compare the clock of S3, if something is there. Its other faults are found by the probes."""
+    for where, url in (("REMINT_DVC_REMOTE", home.dvc_remote), ("REMINT_ARTIFACTS", home.artifacts)):
+        if url is not None and url.startswith(s3.SCHEME):
+            began = time.time()
+            with suppress(RemintError):
+                yield from clock_of_header("s3", f"the S3 server of {where}", s3.answers(where, url), began)
+            return
 
 
 def _failed(about: str, error: RemintError, do: str) -> Symptom:

@@ -171,11 +171,12 @@ def _listed(name: str, entry: Mapping[str, Any]) -> BucketObject:
     return BucketObject(name, entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'), entry["LastModified"])
 
 
-def answers(where: str, url: str) -> None:
-    """Check, with one request, that these credentials may list an address. Raises as ``door`` does."""
+def answers(where: str, url: str) -> str:
+    """Check, with one request, that these credentials may list an address. Return the header Date. Raises as ``door`` does."""
     with door(f"{where}: {url}"):
         asked = Bucket(*parse(where, url), requests=1)
-        asked.s3.list_objects_v2(Bucket=asked.bucket, Prefix=asked.prefix, MaxKeys=1)
+        answer = asked.s3.list_objects_v2(Bucket=asked.bucket, Prefix=asked.prefix, MaxKeys=1)
+        return str(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
 
 
 def fingerprint(where: str, url: str) -> str:
