@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from remint.settings.params import read_params, write_params
 from tests.support.pools import PIPELINE, Host, Installation
 from tests.support.prefect_server import PrefectServer
 from tests.support.stack import all_end_within
@@ -55,6 +56,26 @@ def test_a_typed_run_trains_on_a_pool(typed: Installation, tmp_path: Path) -> No
     assert not list((typed.folder / "remote/checkpoints").glob("*")), "the training is done"
     (again,) = team.json("run", PIPELINE)
     assert again["unchanged"] and not again["trained"] and len(list(gpu.home.jobs.glob("*"))) == 1
+
+
+@pytest.mark.soak
+def test_each_long_step_may_run_on_a_pool(typed: Installation) -> None:
+    team, gpu = typed.team, typed.host("gpu", "gpu")
+    content = read_params(team.folder)
+    content["datasets"]["digits"]["split"] = {**content["datasets"]["digits"].get("split", {}), "calibration": 0.1}
+    pipeline = content["pipelines"][PIPELINE]
+    pipeline["evaluation"]["metrics"] = ["nll", "fd_domain"]
+    pipeline["resources"] = dict.fromkeys(("features", "train", "calibrate", "evaluate"), "gpu")
+    write_params(content, team.folder)
+    team.sh("git commit -qam all")
+    typed.wait_for(lambda: "started!" in gpu.log)
+    (outcome,) = team.json("run", PIPELINE)
+    assert outcome["decision"]["verdict"] == "promoted", outcome
+    facts = [json.loads(path.read_text()) for path in sorted(gpu.home.jobs.glob("*/job.json"))]
+    names = [typed.request(f"/flow_runs/{each['flow_run']}")["name"].partition(" ")[0] for each in facts]
+    assert names == ["features", "train", "evaluate", "calibrate"]
+    (again,) = team.json("run", PIPELINE)
+    assert again["unchanged"] and len(list(gpu.home.jobs.glob("*"))) == 4
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def test_another_pool_runs_no_step_again() -> None:
 def test_the_doctor_asks_for_a_worker_of_each_pool() -> None:
     def pools(**given: Any) -> dict[str, list[str]]:
         params = params_of(NAME, resources=given)
-        return doctor._pools(Params.model_construct(datasets=params.datasets, pipelines={NAME: params.pipelines[NAME]}))
+        return doctor.needed_pools(Params.model_construct(datasets=params.datasets, pipelines={NAME: params.pipelines[NAME]}))
 
     assert pools() == {"remint": [NAME]}
     assert pools(train="gpu") == {"gpu": [NAME], "remint": [NAME]}
