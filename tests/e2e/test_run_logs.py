@@ -81,6 +81,7 @@ def test_a_failed_run_is_logged_as_json_and_traced_without_secrets(prefect_serve
     assert SECRET.encode() not in receiver.content
 
 
+@pytest.mark.soak
 def test_a_receiver_that_is_away_changes_no_run(prefect_server: str, tmp_path: Path) -> None:
     away = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
     assert SECRET not in run_flow(prefect_server, tmp_path, **away)

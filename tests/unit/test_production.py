@@ -250,10 +250,14 @@ def test_the_schema_of_prefects_database_is_compared_where_its_address_is(
     assert "cannot be read" in symptom.what and "a-password-of-its" not in str(symptom)
 
 
-@pytest.mark.slow
-def test_the_devices_compute_and_exchange_a_number(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks by gloo here. NCCL needs GPUs: tests run it where there are some, through the same call."""
+@pytest.mark.soak
+def test_two_ranks_compute_and_exchange_a_number() -> None:
+    """By gloo, on a machine without GPUs. With GPUs the same call uses NCCL."""
     devices_probe.probe(2)
+
+
+def test_devices_that_fail_are_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failure is made up: no device here computes wrongly."""
 
     def fail(_count: int) -> None:
         raise StepError("one of 2 processes failed")
