@@ -11,6 +11,7 @@ one step at once, and the retraining sees whether it lives.
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ def run_on_pool(pipeline: str, step: str, name: str, inputs: list[str], code: st
     try:
         with ExitStack() as stack:
             stack.enter_context(stopping.preemptible())
+            _require_retraining(home, pipeline)
             job = stack.enter_context(jobs.live(home, pipeline=pipeline, flow_run=str(flow_run.id)))
             holder = leases.Holder.of(pipeline, job)
             stack.enter_context(leases.held(home, lease_name(step, pipeline), holder, lambda text: report(relay.notice(text))))
@@ -63,6 +65,15 @@ def run_on_pool(pipeline: str, step: str, name: str, inputs: list[str], code: st
     finally:
         relay.flush()
     return None
+
+
+def _require_retraining(home: Home, pipeline: str) -> None:
+    """Raise LedgerError if no retraining of the pipeline is alive: this worker may have another ledger."""
+    if leases.Leases(home.ledger_url).read(pipeline).holder is None:
+        raise LedgerError(
+            f"the ledger of the worker on {platform.node()} knows no retraining of {pipeline}: set REMINT_LEDGER there to that of "
+            "the retraining"
+        )
 
 
 def lease_name(step: str, pipeline: str) -> str:

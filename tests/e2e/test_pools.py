@@ -78,6 +78,14 @@ def test_each_long_step_may_run_on_a_pool(typed: Installation) -> None:
     assert again["unchanged"] and len(list(gpu.home.jobs.glob("*"))) == 4
 
 
+@pytest.mark.soak
+def test_a_worker_with_another_ledger_says_so(typed: Installation) -> None:
+    gpu = typed.host("gpu", "gpu", REMINT_LEDGER=f"sqlite:///{typed.folder}/another.db")
+    typed.wait_for(lambda: "started!" in gpu.log)
+    said = typed.team.remint("run", PIPELINE, status=1).stderr
+    assert f"knows no retraining of {PIPELINE}: set REMINT_LEDGER there to that of the retraining" in said, said
+
+
 @pytest.fixture(scope="module")
 def installation(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     folder = tmp_path_factory.mktemp("pools")
@@ -140,6 +148,18 @@ def test_the_step_of_a_killed_parent_goes_on_and_is_found(deployed: Installation
     (parent,) = deployed.hosts["cpu"].flows()
     parent.kill()
     assert deployed.ended(run, "Crashed") in VERDICTS, deployed.logs(run)
+    (step,) = deployed.steps()[before:]
+    assert step["run_count"] == 1 and len(events(deployed, step, "started")) == 1, "one training"
+
+
+@pytest.mark.soak
+def test_the_step_goes_on_while_the_worker_of_its_parent_is_stopped(deployed: Installation) -> None:
+    run, before = deployed.begin(*LONG, "training.seed=11"), len(deployed.steps())
+    training(deployed.hosts["gpu"], deployed)
+    deployed.hosts["cpu"].stop()
+    assert deployed.state(run)["name"] == "AwaitingRetry"
+    deployed.hosts["cpu"].start()
+    assert deployed.ended(run) in VERDICTS, deployed.logs(run)
     (step,) = deployed.steps()[before:]
     assert step["run_count"] == 1 and len(events(deployed, step, "started")) == 1, "one training"
 
