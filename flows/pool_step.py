@@ -71,8 +71,8 @@ def _require_retraining(home: Home, pipeline: str) -> None:
     """Raise LedgerError if no retraining of the pipeline is alive: this worker may have another ledger."""
     if leases.Leases(home.ledger_url).read(pipeline).holder is None:
         raise LedgerError(
-            f"the ledger of the worker on {platform.node()} knows no retraining of {pipeline}: set REMINT_LEDGER there to that of "
-            "the retraining"
+            f"the ledger of the worker on {platform.node()} knows no retraining of {pipeline}: set REMINT_LEDGER there to that "
+            "of the retraining"
         )
 
 
