@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -160,13 +161,14 @@ def serve(home: Home, params: Callable[[], Params], host: str, port: int, tell: 
     token = os.environ.get("REMINT_SERVE_TOKEN")
     run.check([], host, token, tell)
     run.check_port(host, port)
-    requests = Requests()
-    requests.registry.register(exporter(home, params))
+    requests, made = Requests(), exporter(home, params)
+    requests.registry.register(made)
     app = FastAPI(openapi_url=None)
     app.add_api_route("/metrics", requests.page)
     app.add_api_route("/healthz", lambda: PlainTextResponse("alive\n"))
     tell(f"metrics are at http://{host}:{port}/metrics")
-    run.listen(Door(app, Limits(), token, requests.refused), host, port, token)
+    with closing(made):
+        run.listen(Door(app, Limits(), token, requests.refused), host, port, token)
 
 
 def _counter(name: str, registry: CollectorRegistry) -> Counter:

@@ -128,7 +128,12 @@ def _ago(seconds: float) -> datetime:
 
 
 def test_every_metric_of_the_catalogue_is_exposed(
-    client: SyncPrefectClient, prefect_server: str, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    client: SyncPrefectClient,
+    prefect_server: str,
+    empty: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The last one stands for a GPU: MLflow's own monitor writes such a curve where there is one."""
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
@@ -157,6 +162,7 @@ def test_every_metric_of_the_catalogue_is_exposed(
     client.create_flow_run_from_deployment(vae, state=Scheduled(name="Late", scheduled_time=_ago(1000)))
     monkeypatch.setattr("flows.stack.metrics.Part", _impatient)
     made = exporter(home, lambda: scheduled(digits_vae=NIGHTLY, digits_gan=NIGHTLY))
+    request.addfinalizer(made.close)
     assert samples(made)["remint_up", "prefect"] == 1
     step_of(client, ended(client, vae, Completed(name="Kept")), Completed())
     deadline = time.monotonic() + 60

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -43,6 +41,22 @@ sys.modules["mlflow"] = None
 import remint
 model = remint.load(sys.argv[1])
 print(model.ref, model.sample(3, seed=5).sum())
+"""
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from remint.promotion import publishing
+from remint.runtime.home import Home
+from remint.stores.s3 import Objects
+repository, home, model, place, writes = sys.argv[1:]
+put, count = Objects._put, iter(range(1000))
+def counted(self, name, stream):
+    if next(count) == int(writes):
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(self, name, stream)
+Objects._put = counted
+publishing.publish(Home(Path(repository), Path(home)), model, place)
 """
 
 
@@ -190,22 +204,8 @@ def _published_in_a_child(home: Home, place: str, writes: int) -> int:
     for key in list(_objects(place)):
         if f"/{open_tracking(home).version(f'{MODEL}/2').tags.manifest_sha256}/" in key:
             _client(place).delete_object(Bucket=place.split("/")[2], Key=key)
-    gc.freeze()
-    child = os.fork()
-    if not child:
-        put, count = Objects._put, iter(range(1000))
-
-        def counted(self: Objects, name: str, stream: Any) -> None:
-            if next(count) == writes:
-                os.kill(os.getpid(), signal.SIGKILL)
-            put(self, name, stream)
-
-        Objects._put = counted  # type: ignore[method-assign]
-        try:
-            publishing.publish(home, MODEL, place)
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    arguments = [str(home.repository), str(home.path), MODEL, place, str(writes)]
+    return subprocess.run([sys.executable, "-c", KILLED, *arguments], timeout=120).returncode
 
 
 def _client(place: str) -> Any:

@@ -172,7 +172,7 @@ def test_a_home_without_a_ledger_gives_nothing_and_makes_none(home: Home) -> Non
 
 
 def test_parts_that_fail_or_hang_are_away_and_the_others_go_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("A_PASSWORD", "hunter2-and-more")
     monkeypatch.setattr(exporter, "FIRST", 0.2)
@@ -193,7 +193,7 @@ def test_parts_that_fail_or_hang_are_away_and_the_others_go_on(
         return []
 
     parts = [Part("home", well, 0.01), Part("mlflow", fail, 0.01), Part("prefect", hang, 0.01)]
-    made = Exporter(parts)
+    request.addfinalizer((made := Exporter(parts)).close)
     up = {("remint_up", "home"): 1, ("remint_up", "mlflow"): 1, ("remint_up", "prefect"): 0}
     found = samples(made)  # returns although a part hangs
     assert {key: found[key] for key in up} == up and found["remint_home_free_bytes",] == 7.0

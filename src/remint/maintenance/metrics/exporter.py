@@ -37,11 +37,11 @@ class Snapshot:
 
 
 class Part:
-    """One part, read by a daemon thread every ``every`` seconds."""
+    """One part, read by a daemon thread every ``every`` seconds until ``ended`` is set."""
 
     def __init__(self, name: str, read: Read, every: float = EVERY) -> None:
         self.name, self.read, self.every = name, read, every
-        self.looked = threading.Event()
+        self.looked, self.ended = threading.Event(), threading.Event()
         self._snapshot: Snapshot | None = None
         threading.Thread(target=self._follow, name=f"metrics of {name}", daemon=True).start()
 
@@ -53,7 +53,7 @@ class Part:
 
     def _follow(self) -> None:
         told = ""
-        while True:
+        while not self.ended.is_set():
             began = time.monotonic()
             try:
                 families = list(self.read())
@@ -65,7 +65,7 @@ class Part:
                     json_log.say(line, sys.stderr)
                 told = line
             self.looked.set()
-            time.sleep(self.every)
+            self.ended.wait(self.every)
 
 
 class Exporter(Collector):
@@ -73,6 +73,11 @@ class Exporter(Collector):
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts, self._first = parts, time.monotonic() + FIRST
+
+    def close(self) -> None:
+        """Let the threads end, each after the read that it is in."""
+        for part in self.parts:
+            part.ended.set()
 
     def collect(self) -> Iterator[Metric]:
         up, seconds = gauge("remint_up"), gauge("remint_read_seconds")
