@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from torch import Tensor
 from flows.stack.console import pages
 from remint.errors import IntegrityError, LedgerError, NotFoundError, SettingsError
 from remint.maintenance.audit.ledger import serving
+from remint.maintenance.metrics.exporter import Exporter
 from remint.promotion.shadow import settings_of
 from remint.promotion.why import sections, why
 from remint.records import Column, DataSpec
@@ -129,7 +131,8 @@ def test_the_metrics_of_the_installation_are_beside_those_of_the_server(home: Ho
     """As `remint serve` and the console of `remint up` put them together."""
     shown = pages(home, lambda: load_params(SOURCE))
     app = run.build(run.Serving(home, (MODEL,), LIMITS, 3600.0, "cpu", None, lambda _: None, settings_of), shown)
-    with TestClient(app) as http:
+    assert isinstance(shown.metrics, Exporter)
+    with TestClient(app) as http, closing(shown.metrics):
         page = http.get("/metrics").text
     names = [family.name for family in text_string_to_metric_families(page)]
     assert len(names) == len(set(names)), "no metric is there twice"
