@@ -99,20 +99,14 @@ def _run(home: Home, workspace: Workspace, pipeline: str, stage: str, inputs: li
         report(relay.notice(mended))
     workspace.resolve()
     if step == "evaluate":
-        _fetch_feature_files(home, workspace.folder, pipeline)
+        for _, key_of_file, url, sha256 in s3.feature_files(pipeline, load_params(workspace.folder).pipeline(pipeline)):
+            s3.fetch_file(home, key_of_file, url, sha256, lambda _: None)
     if step == "train":
         with _checkpoints(workspace, key) as folder:
             workspace.reproduce(step, name, report, {"REMINT_HOME": str(folder)})
     else:
         workspace.reproduce(step, name, report)
     workspace.record(stage)
-
-
-def _fetch_feature_files(home: Home, folder: Path, pipeline: str) -> None:
-    settings = load_params(folder).pipeline(pipeline)
-    for name, (file, sha256) in settings.evaluation.feature_files(settings.metrics()).items():
-        if file.path.startswith(s3.SCHEME):
-            s3.fetch_file(home, f"params.yaml: pipelines.{pipeline}.evaluation.{name}.path", file.path, sha256, lambda _: None)
 
 
 @contextmanager

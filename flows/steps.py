@@ -67,11 +67,9 @@ def fetch(job: Retraining) -> None:
 
 def _fetch_feature_files(job: Retraining) -> None:
     """Download the feature files of the metrics to HOME/files, if their address is s3://."""
-    for name, (file, sha256) in job.settings.evaluation.feature_files(job.settings.metrics()).items():
-        if file.path.startswith(s3.SCHEME):
-            key = f"params.yaml: pipelines.{job.pipeline}.evaluation.{name}.path"
-            with timed(job, f"fetch {name}"):
-                s3.fetch_file(job.home, key, file.path, sha256, progress.reporter(job.pipeline, "fetch"))
+    for name, key, url, sha256 in s3.feature_files(job.pipeline, job.settings):
+        with timed(job, f"fetch {name}"):
+            s3.fetch_file(job.home, key, url, sha256, progress.reporter(job.pipeline, "fetch"))
 
 
 @contextmanager

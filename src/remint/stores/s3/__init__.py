@@ -12,8 +12,8 @@ credentials (AWS_ENDPOINT_URL, AWS_PROFILE, ~/.aws and so on); remint neither st
 """
 
 from remint.stores.s3.bucket import SCHEME, answers, fingerprint
-from remint.stores.s3.file import fetch_file
+from remint.stores.s3.file import feature_files, fetch_file
 from remint.stores.s3.folder import FetchResult, fetch, held
 from remint.stores.s3.objects import Objects
 
-__all__ = ["SCHEME", "FetchResult", "Objects", "answers", "fetch", "fetch_file", "fingerprint", "held"]
+__all__ = ["SCHEME", "FetchResult", "Objects", "answers", "feature_files", "fetch", "fetch_file", "fingerprint", "held"]

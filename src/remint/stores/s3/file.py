@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remint.errors import DataError, IntegrityError, Interrupted
 from remint.runtime import processes
 from remint.runtime.home import Home
 from remint.runtime.manifest import sha256_file
-from remint.stores.s3.bucket import Bucket, ObjectChanged, door, parse
+from remint.stores.s3.bucket import SCHEME, Bucket, ObjectChanged, door, parse
 from remint.stores.s3.folder import OnEvent
+
+if TYPE_CHECKING:
+    from remint.settings.params import PipelineSettings
+
+
+def feature_files(pipeline: str, settings: PipelineSettings) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, key in params.yaml, address and SHA-256 of each feature file of the metrics that lies on S3."""
+    for name, (file, sha256) in settings.evaluation.feature_files(settings.metrics()).items():
+        if file.path.startswith(SCHEME):
+            yield name, f"params.yaml: pipelines.{pipeline}.evaluation.{name}.path", file.path, sha256
 
 
 def fetch_file(home: Home, key: str, url: str, sha256: str, on_event: OnEvent) -> Path:
