@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import psutil
 import pytest
 
 from remint.distributed import watchdog
+from tests.support.processes import is_alive
 
 # Parent of two sleeping processes. It prints their pids.
 GROUP = """
@@ -34,13 +34,6 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[subprocess.Popen[st
         for pid in pids:
             if is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
-
-
-def is_alive(pid: int) -> bool:
-    try:  # one question: the process may end between two
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def wait_for(said: Callable[[], bool], seconds: float = 20.0) -> bool:
