@@ -9,9 +9,6 @@ another one. The retraining then finds the same data, trains nothing and ends as
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -23,6 +20,7 @@ from remint.records import Record, digest
 from remint.runtime.home import Home
 from remint.settings.params import PARAMS, Params, load_params, parse_params, validate_params
 from remint.stores import git, s3
+from remint.stores.files import Folder
 
 DONE, STARTED = "done", "started"
 
@@ -105,11 +103,4 @@ def _read(home: Home, pipeline: str, name: str) -> str | None:
 
 def _write(home: Home, pipeline: str, name: str, text: str) -> None:
     """Write a file atomically. Two processes may write it at once."""
-    place = home.path / "triggers" / pipeline
-    place.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=place)
-    with os.fdopen(handle, "w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(temporary).rename(place / name)
+    Folder(home.path / "triggers" / pipeline).write(name, text.encode())

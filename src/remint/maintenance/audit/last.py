@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from datetime import UTC, datetime
 
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from remint.maintenance.audit.run import Audit
 from remint.records import Record
 from remint.runtime.home import Home
+from remint.stores.files import Folder
 
 NAME = "audit.json"
 
@@ -27,9 +27,7 @@ def keep(home: Home, found: Audit, *, deep: bool) -> None:
     """Write down what an audit left."""
     left = Counter(finding.kind for finding in found.findings if not finding.repaired)
     last = LastAudit(at=datetime.now(UTC).isoformat(timespec="seconds"), deep=deep, findings=dict(left))
-    unfinished = home.path / f".{NAME}.{os.getpid()}"
-    unfinished.write_text(last.model_dump_json() + "\n")
-    unfinished.rename(home.path / NAME)
+    Folder(home.path).write(NAME, f"{last.model_dump_json()}\n".encode())
 
 
 def last(home: Home) -> LastAudit | None:
