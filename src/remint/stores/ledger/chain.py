@@ -23,7 +23,7 @@ from remint.stores.ledger.row import LedgerRow
 from remint.stores.ledger.schema import ledger as _rows
 from remint.stores.ledger.schema import open_database
 from remint.stores.ledger.seen import insert as insert_seen
-from remint.stores.ledger.stored import checked, moved_or_changed, row_digest, unchanged
+from remint.stores.ledger.stored import checked, lengths, moved_or_changed, row_digest, unchanged
 
 CHAMPION_ACTIONS = frozenset({"promoted", "rolled_back"})  # all other rows leave the champion as it is
 VETOES = frozenset({"rejected", "rolled_back"})  # actions by which a person vetoes a version until it is promoted again
@@ -132,8 +132,7 @@ class Ledger:
 
     def lengths(self) -> dict[str, int]:
         """Return the sequence of the newest row of each model: what has changed since, without a read of the rows."""
-        query = sa.select(_rows.c.model, sa.func.max(_rows.c.sequence).label("last")).group_by(_rows.c.model)
-        return {fields["model"]: fields["last"] for fields in self._database.rows(query)}
+        return lengths(self._database, _rows)
 
     def last(self, model: str) -> LedgerRow | None:
         """Return the model's newest row, None if there is none. Raises LedgerError if that row was changed."""

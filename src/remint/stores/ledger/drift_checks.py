@@ -16,7 +16,7 @@ from remint.records import MetricValue, Record, canonical
 from remint.stores.ledger.row import Moment
 from remint.stores.ledger.schema import drift_checks as _rows
 from remint.stores.ledger.schema import open_database
-from remint.stores.ledger.stored import broken_links, row_digest
+from remint.stores.ledger.stored import broken_links, lengths, row_digest
 
 
 class DriftCheck(Record):
@@ -78,8 +78,7 @@ class DriftChecks:
 
     def lengths(self) -> dict[str, int]:
         """Return the sequence of the newest row of each model."""
-        query = sa.select(_rows.c.model, sa.func.max(_rows.c.sequence).label("last")).group_by(_rows.c.model)
-        return {fields["model"]: fields["last"] for fields in self._database.rows(query)}
+        return lengths(self._database, _rows)
 
     def verify(self, model: str) -> list[str]:
         """Return a line for each row that was changed, removed or moved; [] if the chain is intact."""

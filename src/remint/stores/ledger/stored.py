@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import sqlalchemy as sa
 from pydantic import ValidationError
 
 from remint.errors import LedgerError
 from remint.records import digest
+from remint.stores.ledger.database import Database
 from remint.stores.ledger.row import LedgerRow
 
 LATER = ("decision", "trial")
@@ -22,6 +24,12 @@ def row_digest(row: dict[str, Any]) -> str:
         return digest({key: value for key, value in row.items() if key != "hash" and (key not in LATER or value)})
     except (TypeError, ValueError):
         return ""
+
+
+def lengths(database: Database, table: sa.Table) -> dict[str, int]:
+    """Return the sequence of the newest row of each model, without a read of the rows."""
+    query = sa.select(table.c.model, sa.func.max(table.c.sequence).label("last")).group_by(table.c.model)
+    return {fields["model"]: fields["last"] for fields in database.rows(query)}
 
 
 def broken_links(rows: list[dict[str, Any]], what: str) -> list[str]:
