@@ -127,6 +127,12 @@ def _fetch_file(remote: Any, md5: str, to: Path) -> None:
     remote.fs.get_file(remote.oid_to_path(md5), str(to))
 
 
+def _on_remote(repo: Any, *parts: str) -> tuple[Any, str]:
+    """Return the remote's file system, and the place of these parts below its root."""
+    root = repo.cloud.get_remote_odb(None, "push --run-cache", hash_name=REMOTE_ROOT)
+    return root.fs, root.fs.join(root.path, *parts)
+
+
 class _RunCache:
     """Entry of one stage in dvc's run cache, here and on the remote."""
 
@@ -138,8 +144,7 @@ class _RunCache:
         self.stage.save_deps()
         self.key = str(_get_stage_hash(self.stage))
         self.here = Path(repo.stage_cache.cache_dir) / self.key[:2] / self.key
-        root = repo.cloud.get_remote_odb(None, "push --run-cache", hash_name=REMOTE_ROOT)
-        self.fs, self.there = root.fs, root.fs.join(root.path, RUNS, self.key[:2], self.key)
+        self.fs, self.there = _on_remote(repo, RUNS, self.key[:2], self.key)
 
     def recall(self) -> bool:
         """Fetch the result, unless the cache has it. Return whether the cache has it now."""
@@ -183,8 +188,7 @@ class _Checkpoints:
     """Checkpoints of one training on the remote."""
 
     def __init__(self, repo: Any, key: str) -> None:
-        root = repo.cloud.get_remote_odb(None, "push --run-cache", hash_name=REMOTE_ROOT)
-        self.fs, self.root = root.fs, root.fs.join(root.path, KEPT, key)
+        self.fs, self.root = _on_remote(repo, KEPT, key)
 
     def steps(self) -> dict[str, list[str]]:
         """Return the files of each checkpoint on the remote, by its path below the training's folder."""
