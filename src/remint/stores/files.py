@@ -1,4 +1,4 @@
-"""Files by name in a bucket or a folder: read, fetched with every byte verified, and written so that a reader sees whole ones."""
+"""Files by name in a bucket or a folder: fetched with every byte verified, and written so that a reader sees whole ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from remint.stores import s3
 class Files(Protocol):
     """Files below one address, by name."""
 
-    def read(self, name: str, most: int) -> bytes | None: ...
     def fetch(self, name: str, to: Path, most: int) -> int | None: ...
     def write(self, name: str, content: bytes) -> None: ...
     def put(self, path: Path, name: str) -> None: ...
@@ -39,10 +38,6 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-
-    def read(self, name: str, most: int) -> bytes | None:
-        with scratch.folder() as temporary:
-            return (temporary / "part").read_bytes() if self.fetch(name, temporary / "part", most) is not None else None
 
     def fetch(self, name: str, to: Path, most: int) -> int | None:
         """Copy a file. Return its size; None if it is missing. Raises IntegrityError if it is a link or a pipe, or too large."""

@@ -62,9 +62,10 @@ class Published:
 
     def pointer(self) -> Publication | None:
         """Return the pointer; None if nothing is published. Raises IntegrityError if remint did not write it."""
-        content = self._files.read(POINTER, manifest.LARGEST)
-        if content is None:
-            return None
+        with scratch.folder() as temporary:
+            if self._files.fetch(POINTER, temporary / POINTER, manifest.LARGEST) is None:
+                return None
+            content = (temporary / POINTER).read_bytes()
         try:
             return Publication.model_validate_json(content)
         except ValidationError as error:

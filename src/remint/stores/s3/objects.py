@@ -1,4 +1,4 @@
-"""Objects below one address by name: read, fetched with every byte verified, and written."""
+"""Objects below one address by name: fetched with every byte verified, and written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from remint.errors import IntegrityError, StorageError
-from remint.runtime import scratch
 from remint.stores.s3.bucket import SCHEME, Bucket, BucketObject, ObjectChanged, door, parse
 
 READS = 5  # of an object that another program writes meanwhile
@@ -25,11 +24,6 @@ class Objects:
     @property
     def url(self) -> str:
         return f"{SCHEME}{self._bucket.bucket}/{self._prefix}".rstrip("/")
-
-    def read(self, name: str, most: int) -> bytes | None:
-        """Return the bytes of a small object, at most ``most`` of them; None if there is none."""
-        with scratch.folder() as temporary:
-            return (temporary / "part").read_bytes() if self.fetch(name, temporary / "part", most) is not None else None
 
     def fetch(self, name: str, to: Path, most: int) -> int | None:
         """Write the bytes of an object, verified, to a file. Return their number; None if there is no such object.
