@@ -39,8 +39,9 @@ RESTARTS = 3  # of a killed temporary server; more would not help a server that 
 
 HEARTBEAT = 30  # seconds between heartbeats of a flow run; Prefect's minimum
 
-# Address of the database of a Prefect server, in its new and its old name.
 NO_ADDRESS = "PREFECT_API_URL is not set: set it to the address of the Prefect server (https://host/api)"
+
+# Address of the database of a Prefect server, in its new and its old name.
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 
 # Let a run survive an absence of the server, and show the server that the run is alive.

@@ -20,7 +20,7 @@ from prometheus_client.core import Metric
 
 from flows.server import client, server
 from flows.stack.doctor import needed_pools, online
-from flows.stack.outlook import PAGE, ask, in_state, longest_gap, obstacle, pipeline_of, post
+from flows.stack.outlook import ENDED, PAGE, ask, in_state, longest_gap, obstacle, pipeline_of, post
 from remint.maintenance.metrics.catalogue import METRICS, gauge, label
 from remint.maintenance.metrics.exporter import Exporter, Part
 from remint.maintenance.metrics.ledger import LedgerMetrics
@@ -35,7 +35,6 @@ from remint.settings.params import Params
 FLOWS = ("retrain", "step", "watch", "monitor", "shadow", "approve", "tidy")  # remint's that are deployed
 STATES = {"late": "Late", "pending": "Pending", "running": "Running", "awaiting_retry": "AwaitingRetry"}
 VERDICTS = ("promoted", "kept", "refused", "awaiting_approval", "awaiting_shadow", "unchanged", "skipped")
-ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 PAGES = 10  # of one read's ended runs, and as many of steps; what is beyond them is not counted
 OVERLAP = timedelta(minutes=5)  # Prefect learns of the end of a step later than of others
 SHORT = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)  # seconds of a step

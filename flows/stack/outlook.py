@@ -25,6 +25,7 @@ EVERY = 30.0  # seconds
 PAGE = 200  # entries of one answer, Prefect's limit
 STARTS = 40  # next starts of a schedule between which the longest time is looked for
 RETRAIN = {"flows": {"name": {"any_": ["retrain"]}}, "limit": PAGE}
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 AWAY = "if Prefect and a worker run then"
 
 
@@ -57,8 +58,7 @@ def outlooks(home: Home, params: Params) -> dict[str, Outlook]:
             raise client.NoAnswer("no server is known")
         deployed = {each["name"]: each for each in ask(address, "deployments/filter", {})}
         scheduled = ask(address, "flow_runs/filter", {"flow_runs": in_state("SCHEDULED"), "sort": "EXPECTED_START_TIME_ASC"})
-        ended = in_state("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        newest = ask(address, "flow_runs/filter", {"flow_runs": ended, "sort": "END_TIME_DESC"})
+        newest = ask(address, "flow_runs/filter", {"flow_runs": in_state(*ENDED), "sort": "END_TIME_DESC"})
     except client.NoAnswer:
         return {name: Outlook(_next(schedule), AWAY) if schedule else Outlook() for name, schedule in planned.items()}
     starts: dict[str, datetime] = {}

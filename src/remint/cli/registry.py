@@ -139,7 +139,7 @@ def publish(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write champions to where publish: says, for services without MLflow, and check what is there.
+    """Write champions to the place of the setting publish:, for services without MLflow, and check the files there.
 
     Every promotion and rollback does this; the command is for a new setting, and after a failure.
 
