@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.pipelines import ROOT, line, prepared, write
+from benchmarks.pipelines import ROOT, line, prepared, train_into, write
 from remint.data.arrays import Dataset, Split
 from remint.evaluation import representation
 from remint.evaluation.context import EvaluationContext
@@ -35,7 +35,6 @@ from remint.serving.model import ServedModel, load
 from remint.settings.judging import EvaluationSettings
 from remint.settings.params import load_params
 from remint.settings.recipe import Recipe
-from remint.training import train
 
 FEW, PER_CLASS, CLASSES, INVERTED = 10, 120, 10, 64
 CONDITIONAL = {"conditional": True, "latent": 8, "hidden": 256}
@@ -43,9 +42,7 @@ STEPS = 1_000  # a conditional model of a thinned split needs no more
 
 
 def trained(recipe: Recipe, dataset: Dataset, folder: Path) -> ServedModel:
-    train.train_pipeline(
-        recipe, "digits", dataset, checkpoints=folder / "c", out=folder / "out", code_sha256="benchmark", command=[]
-    )
+    train_into(folder / "out", recipe, "digits", dataset)
     return load(folder / "out", ref="digits")
 
 

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from scipy.special import ndtri
 from scipy.stats import binomtest
 
-from benchmarks.pipelines import ROOT, prepared, save_figure, write
+from benchmarks.pipelines import ROOT, prepared, save_figure, train_into, write
 from remint.data import arrays
 from remint.evaluation import drawing, evaluate
 from remint.evaluation.context import EvaluationContext
@@ -40,7 +40,6 @@ from remint.promotion.nights import Draws, evidence
 from remint.promotion.paired import difference, error, seed_margin
 from remint.promotion.trials import PART, Night, Trial, following
 from remint.settings.params import load_params
-from remint.training import train
 
 LEVEL = 0.05
 YEAR, IDLE, NIGHTS, WINDOW = 365, 180, 60, 30
@@ -171,8 +170,7 @@ def _real_value(name: str, seed: int) -> Array:
         update={"steps": STEPS, "validate_every": STEPS, "checkpoint_every": STEPS, "seed": seed}
     )
     recipe, out = settings.model_copy(update={"training": training}).recipe, folder / f"trained-{seed}"
-    checkpoints = folder / f"checkpoints-{seed}"
-    train.train_pipeline(recipe, "digits-flow", dataset, checkpoints=checkpoints, out=out, code_sha256="benchmark", command=[])
+    train_into(out, recipe, "digits-flow", dataset)
     context = EvaluationContext(dataset, {}, settings.evaluation)
     measured, _ = evaluate.measure(evaluate.load(out, dataset), ["nll"], context, "digits-flow")
     return measured["nll"].values_N

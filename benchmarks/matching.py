@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.pipelines import ROOT, line, prepared, save_figure, write
+from benchmarks.pipelines import ROOT, line, prepared, save_figure, train_into, write
 from remint.data.arrays import Dataset
 from remint.evaluation import drawing, evaluate
 from remint.models.bundle import load_model, save_model
@@ -35,7 +35,6 @@ from remint.models.contract import standard_normal
 from remint.records import TrainedModel
 from remint.runtime import manifest
 from remint.settings.params import PipelineSettings, apply_overrides, read_params, validate_params
-from remint.training import train
 
 PIPELINE = "digits-matching"
 STEPS = (1, 2, 3, 5, 10, 20)
@@ -47,13 +46,6 @@ BLOCK = 64
 
 def settings_of(*overrides: str) -> PipelineSettings:
     return validate_params(apply_overrides(read_params(ROOT), PIPELINE, overrides)).pipeline(PIPELINE)
-
-
-def trained(settings: PipelineSettings, dataset: Dataset, out: Path) -> Path:
-    """Train into ``out`` and return it."""
-    recipe, checkpoints = settings.recipe, out.with_suffix(".checkpoints")
-    train.train_pipeline(recipe, PIPELINE, dataset, checkpoints=checkpoints, out=out, code_sha256="benchmark", command=[])
-    return out
 
 
 def changed(bundle: Path, settings: PipelineSettings, **model: Any) -> Path:
@@ -110,7 +102,8 @@ def way_back(bundle: Path, x_NX: torch.Tensor) -> dict[str, Any]:
 
 def guided(dataset: Dataset, extractor: Path, folder: Path) -> Iterator[dict[str, Any]]:
     settings = settings_of("model.conditional=true", "model.guidance=2.0")
-    bundle = trained(settings, dataset, folder / "conditional")
+    bundle = folder / "conditional"
+    train_into(bundle, settings.recipe, PIPELINE, dataset)
     for guidance in GUIDANCE:
         of_guidance = changed(bundle, settings, guidance=guidance) if guidance != 2.0 else bundle
         found = values(of_guidance, dataset, extractor, "fd_domain", "class_agreement", "novelty")
@@ -143,7 +136,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         dataset, extractor = prepared("digits", Path(name))
         x_NX = torch.from_numpy(np.array(dataset.held_out.x_NX))
-        bundle = trained(settings_of(), dataset, Path(name) / "plain")
+        bundle = Path(name) / "plain"
+        train_into(bundle, settings_of().recipe, PIPELINE, dataset)
         for row in itertools.chain(
             steps(bundle, dataset, extractor),
             traces(bundle, x_NX),

@@ -18,6 +18,7 @@ from remint.evaluation import drawing, evaluate, features, report
 from remint.evaluation.evidence import Evidence
 from remint.records import TrainedModel
 from remint.settings.params import PipelineSettings, load_params
+from remint.settings.recipe import Recipe
 from remint.training import train
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,14 @@ def prepared(name: str, folder: Path, **split: Any) -> tuple[Dataset, Path]:
     return dataset, folder / "features"
 
 
+def train_into(out: Path, recipe: Recipe, pipeline: str, dataset: Dataset) -> TrainedModel:
+    """Train into ``out``, with checkpoints in a folder beside it."""
+    checkpoints = out.with_name(f"{out.name}-checkpoints")
+    made = train.train_pipeline(recipe, pipeline, dataset, checkpoints=checkpoints, out=out, code_sha256="benchmark", command=[])
+    assert made is not None, "one process trains"
+    return made
+
+
 def measured(
     pipeline: str,
     dataset: Dataset,
@@ -70,15 +79,7 @@ def measured(
     """
     settings = _changed(load_params(ROOT).pipeline(pipeline), {**(training or {}), "seed": seed}, evaluation)
     began = time.process_time()
-    trained = train.train_pipeline(
-        settings.recipe,
-        pipeline,
-        dataset,
-        checkpoints=folder / "checkpoints",
-        out=folder / "trained",
-        code_sha256="benchmark",
-        command=[],
-    )
+    trained = train_into(folder / "trained", settings.recipe, pipeline, dataset)
     cpu_seconds = time.process_time() - began
     evidence = evaluate.evaluate(folder / "trained", dataset, extractor, settings.evaluation, settings.metrics(), pipeline)
     report.write(evidence, folder / "trained", dataset, folder / "report")

@@ -34,14 +34,13 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.pipelines import ROOT, line, prepared, write
+from benchmarks.pipelines import ROOT, line, prepared, train_into, write
 from remint.records import TrainedModel
 from remint.runtime.home import Home
 from remint.serving.model import load
 from remint.settings.params import load_params
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_serving_events, open_tracking
-from remint.training import train
 
 NAME, VERSIONS, CLIENTS, SWITCHES = "digits-vae", 3, 16, 10
 PORT, PEER_PORT = 8765, 8766
@@ -69,15 +68,7 @@ def registered(folder: Path) -> tuple[Home, dict[int, Any]]:
         recipe = load_params(ROOT).pipeline(NAME).recipe
         training = recipe.training.model_copy(update={"seed": seed, "steps": 300, "validate_every": 100})
         out = folder / f"trained-{seed}"
-        train.train_pipeline(
-            recipe.model_copy(update={"training": training}),
-            NAME,
-            dataset,
-            checkpoints=folder / "checkpoints",
-            out=out,
-            code_sha256="benchmark",
-            command=[],
-        )
+        train_into(out, recipe.model_copy(update={"training": training}), NAME, dataset)
         tags = VersionTags(commit="c" * 40, dirty="false")
         version = open_tracking(home).register(out, TrainedModel.read(out / "training.json"), NAME, None, tags, {}, lambda _: "")
         drawn[version.version] = load(out).sample(BODY["count"], BODY["seed"]).tolist()

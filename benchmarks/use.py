@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.pipelines import ROOT, line, prepared, write
+from benchmarks.pipelines import ROOT, line, prepared, train_into, write
 from remint.data.arrays import Dataset
 from remint.evaluation import plots
 from remint.models import density
@@ -38,7 +38,6 @@ from remint.serving.anomalies import calibration
 from remint.serving.interpolation import slerp
 from remint.serving.model import ServedModel, load
 from remint.settings.params import load_params
-from remint.training import train
 
 PIPELINES = {"digits": ("digits-vae", "digits-flow", "digits-vaegan"), "cancer": ("cancer-vae", "cancer-flow")}
 PAIRS, STEPS, MANY, DRAWS, ROUNDS = 100, 12, 100_000, 2, 2
@@ -59,7 +58,7 @@ def trained(pipeline: str, dataset: Dataset, folder: Path) -> ServedModel:
     """Train a pipeline of params.yaml and load it as it is served."""
     recipe = load_params(ROOT).pipeline(pipeline).recipe
     out = folder / pipeline
-    train.train_pipeline(recipe, pipeline, dataset, checkpoints=folder / "c", out=out, code_sha256="benchmark", command=[])
+    train_into(out, recipe, pipeline, dataset)
     served = load(out, ref=pipeline)
     return replace(served, calibration=cache(partial(calibration.measure, served.model, "benchmark", dataset)))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
 from tests.support.prefect_server import request_json
-from tests.support.processes import command_line
+from tests.support.processes import command_line, wait_for_value
 from tests.support.promotion_cases import copy_home
 from tests.support.stack import all_end_within
 from tests.support.team import REMINT, SMALL, Team
@@ -141,14 +140,10 @@ class Installation:
         return host
 
     def wait_for(self, condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            with suppress(OSError, psutil.Error):
-                found = condition()
-                if found:
-                    return found
-            time.sleep(0.2)
-        raise AssertionError("\n".join([f"== {name}\n{host.log[-5000:]}" for name, host in self.hosts.items()]))
+        return wait_for_value(condition, seconds, 0.2, self._logs)
+
+    def _logs(self) -> str:
+        return "\n".join([f"== {name}\n{host.log[-5000:]}" for name, host in self.hosts.items()])
 
     def request(self, path: str, body: Any = None) -> Any:
         return request_json(f"{self.address}{path}", body)

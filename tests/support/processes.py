@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,18 @@ def wait_for(path: Path, seconds: float = 20.0) -> str:
             return path.read_text()
         time.sleep(0.02)
     raise AssertionError(f"{path} did not appear")
+
+
+def wait_for_value(condition: Callable[[], T], seconds: float, every: float, log: Callable[[], str]) -> T:
+    """Wait until a condition returns something true, and return it. Its errors of files and processes mean: not yet."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(OSError, psutil.Error):
+            found = condition()
+            if found:
+                return found
+        time.sleep(every)
+    raise AssertionError(log())
 
 
 def is_alive(pid: int) -> bool:

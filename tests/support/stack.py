@@ -18,7 +18,7 @@ from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
 from tests.support.ports import free_port
 from tests.support.prefect_server import request_json
-from tests.support.processes import command_line, ends_within
+from tests.support.processes import command_line, ends_within, wait_for_value
 from tests.support.team import Team
 
 ENDLESS = ["training.steps=1000000", "training.checkpoint_every=50", "model.hidden=64", "model.layers=1"]
@@ -47,14 +47,7 @@ class Stack:
         self.wait_for(lambda: "Worker 'local' started" in self.log.read_text())
 
     def wait_for(self, condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            with suppress(OSError, psutil.Error):
-                found = condition()
-                if found:
-                    return found
-            time.sleep(0.1)
-        raise AssertionError(self.log.read_text()[-6000:])
+        return wait_for_value(condition, seconds, 0.1, lambda: self.log.read_text()[-6000:])
 
     def request(self, path: str, body: Any = None) -> Any:
         """Return Prefect's answer. Retries while Prefect is busy."""
